@@ -1,0 +1,49 @@
+"""Adaptive low-rank fine-tuning: LoRA, AdaLoRA and AFLoRA on one engine."""
+
+from typing import TYPE_CHECKING, Any
+
+from rankwise.adaptation import Adaptation, adapt, load
+from rankwise.allocation.schedule import epochs
+from rankwise.errors import (
+    ConfigError,
+    DataError,
+    FolderError,
+    RankwiseError,
+    ScheduleError,
+    StateError,
+    TargetError,
+)
+from rankwise.methods import METHODS, AdaLoRA, AFLoRA, LoRA
+
+if TYPE_CHECKING:
+    from rankwise.train.callback import AdaptationCallback
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "METHODS",
+    "AFLoRA",
+    "AdaLoRA",
+    "Adaptation",
+    "AdaptationCallback",
+    "ConfigError",
+    "DataError",
+    "FolderError",
+    "LoRA",
+    "RankwiseError",
+    "ScheduleError",
+    "StateError",
+    "TargetError",
+    "adapt",
+    "epochs",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # the callback needs transformers.Trainer, which takes seconds to import
+    if name == "AdaptationCallback":
+        from rankwise.train.callback import AdaptationCallback
+
+        return AdaptationCallback
+    raise AttributeError(f"module 'rankwise' has no attribute {name!r}")

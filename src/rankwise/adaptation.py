@@ -1,0 +1,246 @@
+"""`adapt`, `load` and `Adaptation`: the façade over surgery, hook and files."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankwise import hook, surgery
+from rankwise.adapter import Controller, Installed, LowRank, Method
+from rankwise.allocation.history import History, Started
+from rankwise.errors import FolderError, StateError
+from rankwise.io import folder as files
+from rankwise.methods.low_rank import LowRankMethod
+
+
+def adapt(model: nn.Module, method: Method) -> "Adaptation":
+    """Freeze `model` and put the method's adapters into it, in place: the model is changed whole, or not at all.
+
+    The model keeps its class and, until training moves it, its outputs bit for bit. Build the optimizer afterwards,
+    from `adaptation.parameters()`.
+
+    Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already.
+    """
+    return Adaptation(model, method, method.install(model))
+
+
+def load(model: nn.Module, path: str | Path, *, resume: bool = True) -> "Adaptation":
+    """Put a saved adapter into `model`. With `resume`, training continues where it was saved; without, a new run starts
+    from the saved weights.
+
+    Raises FolderError, the model unchanged, if the folder is broken, holds NaN, or was made for another architecture.
+    """
+    path = Path(path)
+    saved = files.read(path)
+    files.check_fits(path, saved, model)
+    method = saved.method
+    if isinstance(method, LowRankMethod):
+        method = replace(method, also_train=list(saved.trained))
+    installed = method.install(model, {name: layer["rank"] for name, layer in saved.layers.items()})
+    try:
+        files.copy_in(path, saved, installed.adapters, installed.trained)
+    except FolderError:
+        installed.undo()
+        raise
+    adaptation = Adaptation(model, saved.method, installed)
+    if resume and saved.run is not None:
+        adaptation._saved_run = saved.run | {"tensors": saved.state}
+    return adaptation
+
+
+class Adaptation:
+    """A model under adaptation. Iterate nothing, search nothing: ask it."""
+
+    def __init__(self, model: nn.Module, method: Method, installed: Installed) -> None:
+        self.model, self.method = model, method
+        self.adapters: dict[str, LowRank] = installed.adapters
+        self.trained: dict[str, nn.Parameter] = installed.trained
+        self.history = History()
+        self.controller: Controller | None = None
+        self.attachment: hook.Attachment | None = None
+        self._undo = installed.undo
+        self._run: dict[str, Any] | None = None
+        self._saved_run: dict[str, Any] | None = None
+        self._initial = self.count()
+        if self._decides():
+            hook.guard(self._adapter_parameters())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that train now: hand them to the optimizer."""
+        return [p for p in (*self._adapter_parameters(), *self.trained.values()) if p.requires_grad]
+
+    def ranks(self) -> dict[str, int]:
+        """Live rank by module name, as the last allocation left it."""
+        return {name: int(adapter.live.sum()) for name, adapter in self.adapters.items()}
+
+    def frozen(self) -> list[str]:
+        """Names of the adapter tensors that do not train (any more)."""
+        named = ((f"{n}.{t}", p) for n, a in self.adapters.items() for t, p in a.named_parameters(recurse=False))
+        return [name for name, parameter in named if not parameter.requires_grad]
+
+    def count(self) -> int:
+        """Trainable parameters that are alive: dead ranks and frozen projections do not count, trained heads do."""
+        total = sum(p.numel() for p in self.trained.values())
+        for adapter in self.adapters.values():
+            dead = adapter.rank - int(adapter.live.sum())
+            for name, p in adapter.named_parameters(recurse=False):
+                if p.requires_grad:
+                    per_rank = p.numel() // adapter.rank if name in adapter.rank_dims and adapter.rank else 0
+                    total += p.numel() - dead * per_rank
+        return total
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """Within the block the model is its base, bit for bit."""
+        return surgery.disabled(self.adapters)
+
+    @contextmanager
+    def attached(
+        self,
+        optimizer: Any,
+        total_steps: int | None = None,
+        *,
+        steps_per_epoch: int | None = None,
+        history: str | Path | None = None,
+    ) -> Iterator["Adaptation"]:
+        """Within the block, every real step of `optimizer` runs the method's decisions.
+
+        `total_steps` counts optimizer steps of the whole run; `steps_per_epoch` is needed for spans stated in epochs;
+        `history` is a JSON-lines file that takes the events. Valid for every method.
+
+        Raises StateError if the optimizer does not hold the adapters' parameters or one is attached already,
+        ScheduleError if the schedule leaves no room in the run.
+        """
+        inner = hook.unwrapped(optimizer)
+        if self.attachment is not None:
+            raise StateError("an optimizer is attached already; leave its `with` block first.")
+        self._check_holds(inner)
+        self._begin(total_steps, steps_per_epoch)
+        self.history.write_to(None if history is None else Path(history))
+        guarded = self._adapter_parameters() if self._decides() else []
+        with hook.hooked(hook.Attachment(inner, self.controller, self.history), guarded) as self.attachment:
+            try:
+                yield self
+            finally:
+                self._count_steps()
+                self.attachment = None
+
+    def compact(self, optimizer: Any = None) -> int:
+        """Remove dead ranks from factors, gradients and the optimizer's moments; scale and outputs stay.
+
+        Returns how many dead λ had grown back and were set to 0. The attached optimizer is taken when none is given.
+        """
+        if optimizer is None and self.attachment is not None:
+            optimizer = self.attachment.optimizer
+        result = surgery.compact(self.adapters, None if optimizer is None else hook.unwrapped(optimizer))
+        if self.controller is not None:
+            self.controller.keep(result.kept)
+        if self._decides():
+            hook.guard(list(result.replaced.values()))
+        return result.regrown
+
+    def merge(self) -> nn.Module:
+        """Add every update to its weight, in float32 with one rounding, and give back the plain model. Heads stay as
+        trained. The adaptation is over: it holds nothing any more."""
+        surgery.merge(self.adapters)
+        return self.undo()
+
+    def undo(self) -> nn.Module:
+        """Take the adapters out: the original modules are back, with the `requires_grad` they had."""
+        if self.attachment is not None:
+            raise StateError("an optimizer is attached; leave its `with` block before taking the adapters out.")
+        self._undo()
+        self.adapters, self.trained, self.controller = {}, {}, None
+        return self.model
+
+    def save(self, path: str | Path) -> None:
+        """Write the native folder: adapters, trained heads, settings, and the state that training continues from.
+
+        Atomic: a crash leaves the old folder or the new one. Raises StateError after `merge` or `undo`.
+        """
+        if not self.adapters and not self.trained:
+            raise StateError("there is nothing to save: the adapters were merged or taken out.")
+        state = {} if self.controller is None else self.controller.state_dict()
+        self._count_steps()
+        run = None if self._run is None else self._run | {"numbers": state.get("numbers", {})}
+        files.write(
+            Path(path),
+            files.Saved(
+                method=self.method,
+                base_model=self._base_model(),
+                layers=files.describe_layers(self.adapters),
+                trained=list(self.trained),
+                tensors=files.collect(self.adapters, self.trained),
+                run=run,
+                state=state.get("tensors", {}),
+            ),
+        )
+
+    def __repr__(self) -> str:
+        total = sum(p.numel() for p in self.model.parameters())
+        now = self.count()
+        lines = [
+            f"{self.method.name}: {len(self.adapters)} layers adapted",
+            f"trainable: {now:,} of {total:,} ({100 * now / total:.2f} %)"
+            + (f", {self._initial:,} at the start" if now != self._initial else ""),
+        ]
+        if self.trained:
+            lines.append(f"trained in full: {', '.join(self.trained)}")
+        frozen = self.frozen()
+        return "\n".join(lines + ([f"frozen: {len(frozen)} projections"] if frozen else []))
+
+    def _adapter_parameters(self) -> list[nn.Parameter]:
+        return [p for adapter in self.adapters.values() for p in adapter.parameters(recurse=False)]
+
+    def _decides(self) -> bool:
+        return type(self.method).decides_while_training
+
+    def _check_holds(self, optimizer: torch.optim.Optimizer) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        absent = [p for p in self._adapter_parameters() if p.requires_grad and id(p) not in held]
+        if absent:
+            raise StateError(
+                f"the optimizer holds {len(held)} parameters but not {len(absent)} of the adapters'. It was probably "
+                "built before adapt(); build it afterwards, from adaptation.parameters()."
+            )
+
+    def _begin(self, total_steps: int | None, steps_per_epoch: int | None) -> None:
+        if self._run is not None:
+            return self._check_continues(total_steps, self._run)
+        if total_steps is None and self._decides():
+            raise StateError(f"{self.method.name} spreads its decisions over the run: attached() needs total_steps.")
+        run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": 0}
+        if self._saved_run is not None:
+            self._check_continues(total_steps, self._saved_run)
+            run["steps"] = self._saved_run["steps"]
+        if total_steps is not None:
+            self.controller = self.method.controller(self.adapters, total_steps, steps_per_epoch)
+        if self._saved_run is not None and self.controller is not None:
+            self.controller.load_state_dict(self._saved_run)
+        self._run, self._saved_run = run, None
+        if run["steps"] == 0:
+            self.history.add(
+                Started(0, self.method.name, total_steps or 0, {n: a.rank for n, a in self.adapters.items()})
+            )
+        return None
+
+    def _check_continues(self, total_steps: int | None, run: dict[str, Any]) -> None:
+        if total_steps != run["total_steps"]:
+            raise StateError(
+                f"this adaptation has run {run['steps']} of total_steps={run['total_steps']}; it cannot continue with "
+                f"total_steps={total_steps}. Pass the same number, or start anew with rankwise.load(..., resume=False)."
+            )
+
+    def _count_steps(self) -> None:
+        if self._run is not None and self.attachment is not None:
+            self._run["steps"] += self.attachment.steps
+            self.attachment.steps = 0
+
+    def _base_model(self) -> dict[str, Any]:
+        config = vars(self.model).get("config")
+        if config is None:
+            return {"name": None, "model_type": None}
+        return {"name": config._name_or_path, "model_type": config.model_type}

@@ -1,0 +1,188 @@
+"""The core: what an adapter layer, a controller and a method are. Imports torch and nothing else.
+
+A method is a frozen dataclass of settings. It installs modules into a model (`Method.install`); the low-rank ones build
+one `LowRank` for each targeted layer and inherit everything else. What changes while training besides the weights is a
+`Controller`, which only the optimizer's hook calls.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.low_rank_op import Factors, low_rank_branch, low_rank_linear
+
+
+class LowRank(nn.Module, ABC):
+    """y = base(x) + Δ x, where a method says only what the thin factors of Δ are.
+
+    The base is frozen. Adapter parameters are float32 whatever the base is, and are cast at the matrix product.
+    """
+
+    # Where the rank lies in each tensor of the layer, so that compaction is written once: {"P": 1, "lam": 0, "Q": 0}.
+    rank_dims: ClassVar[Mapping[str, int]]
+
+    live: Tensor  # (r,) bool: which ranks the last allocation kept
+
+    def __init__(self, base: nn.Module, rank: int, dropout: float, device: torch.device) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.dropout = dropout
+        self.enabled = True
+        self.register_buffer("live", torch.ones(rank, dtype=torch.bool, device=device))
+
+    @abstractmethod
+    def factors(self) -> Factors:
+        """up (d_out, r), down (r, d_in) and the vectors between and after them; Δ with its scale."""
+
+    @property
+    def rank(self) -> int:
+        """How many ranks the tensors hold, dead ones included."""
+        return self.live.shape[0]
+
+    @property
+    def weight(self) -> Any:
+        """The frozen base's weight: some models read a layer's weight (its type, its device) instead of calling it."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.base.bias
+
+    @property
+    def active(self) -> bool:
+        return self.enabled and self.rank > 0
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., d_in) -> (..., d_out)
+        if not self.active:
+            y: Tensor = self.base(x)
+            return y
+        if self._can_fuse():
+            return low_rank_linear(x, self.base.weight, self.base.bias, self.factors())  # type: ignore[arg-type]
+        y = self.base(x)
+        return y + self.branch(x).to(y.dtype)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Δ x alone, in the type of `x`: (..., d_in) -> (..., d_out)."""
+        if self.dropout and self.training:
+            x = torch.nn.functional.dropout(x, self.dropout)
+        return low_rank_branch(x, self.factors().to(x.dtype))
+
+    def delta(self) -> Tensor:
+        """Δ as one float32 matrix (d_out, d_in)."""
+        return self.factors().delta()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The layer's own parameters and buffers by short name, without the base's."""
+        return dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
+
+    def _can_fuse(self) -> bool:
+        """Only an exact nn.Linear, frozen, plain and without hooks: anything else must see its own forward called."""
+        base = self.base
+        return (
+            type(base) is nn.Linear
+            and type(base.weight) is nn.Parameter
+            and not base.weight.requires_grad
+            and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
+            and not (base._backward_pre_hooks)
+            and not (self.dropout and self.training)
+            and not torch.compiler.is_compiling()
+        )
+
+
+class FusedBlocks(nn.Module):
+    """A fused linear of which some blocks are adapted: y = base(x), then y[rows of a block] += Δ_block x.
+
+    As one matrix the update has a block-diagonal `up` and a stacked `down`, but each block stays an adapter of its own,
+    so that a budget can move between q and v of one fused layer.
+    """
+
+    def __init__(self, base: nn.Module, blocks: Mapping[str, LowRank], rows: Mapping[str, slice]) -> None:
+        super().__init__()
+        self.base = base
+        self.blocks = nn.ModuleDict(blocks)
+        self.rows = rows
+
+    @property
+    def weight(self) -> Any:
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        return self.base.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x)
+        for block, adapter in self.blocks.items():
+            assert isinstance(adapter, LowRank)
+            if adapter.active:
+                y[..., self.rows[block]] += adapter.branch(x).to(y.dtype)
+        return y
+
+
+class Controller(ABC):
+    """What changes during training besides the weights: ranks, masks, who is frozen.
+
+    Called from the optimizer's step alone: `observe` when gradients are ready and weights have not moved, `act` right
+    after they moved. Steps count from 0; the count is the controller's own and is saved with it.
+    """
+
+    step: int = 0
+
+    @abstractmethod
+    def observe(self, finite: Tensor, grad_scale: Tensor | None) -> None:
+        """`finite`: () bool on the device, whether every gradient is finite; if not, nothing may be averaged in.
+        `grad_scale`: the loss scale the gradients still carry, or None."""
+
+    @abstractmethod
+    def act(self) -> Sequence[Any]:
+        """Carry out this step's decisions, count the step, and return the events for the history."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters whose gradients are scored."""
+
+    def keep(self, kept: Mapping[str, Tensor]) -> None:
+        """The named layers were compacted to the given ranks: forget the state of the others."""
+        if kept:
+            raise AssertionError(f"{type(self).__name__} scores nothing that has dead ranks, yet some were removed")
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """{"tensors": {name: tensor}, "numbers": {name: plain value}}, all that a resumed run needs."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state; called before the first step."""
+
+
+@dataclass
+class Installed:
+    """What a method put into a model, and how to take it out again."""
+
+    adapters: dict[str, LowRank]  # by module name; empty for methods that are not low-rank
+    trained: dict[str, nn.Parameter]  # everything else that trains (heads), by parameter name
+    undo: Callable[[], None]
+    notes: list[str] = field(default_factory=list)  # what was left out, and why
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """The settings of one method. Immutable, validated when made."""
+
+    name: ClassVar[str]
+    decides_while_training: ClassVar[bool] = False  # has a controller, so training it without one is an error
+
+    @abstractmethod
+    def install(self, model: nn.Module, ranks: Mapping[str, int] | None = None) -> Installed:
+        """Check everything, then change the model: whole, or not at all. `ranks` overrides the initial ranks by module
+        name (an adapter that was compacted before it was saved)."""
+
+    def controller(
+        self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None
+    ) -> Controller | None:
+        """The controller for a run of `total_steps` optimizer steps; None when nothing is decided while training."""
+        return None

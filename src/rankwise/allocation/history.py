@@ -1,0 +1,118 @@
+"""What happened, as typed events: one JSON object a line in `history.jsonl`.
+
+Events hold decisions keyed by step, never clocks or losses, so two runs that decide alike write the same file. Tensors
+in an event stay on the device until `flush`, which is the only place that waits for them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run began: what is adapted, with how many ranks."""
+
+    step: int
+    method: str
+    total_steps: int
+    ranks: dict[str, int]
+    kind: str = "started"
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """A budget was handed out: which ranks live from this step on."""
+
+    step: int
+    budget: int
+    names: tuple[str, ...]
+    masks: tuple[Tensor, ...]  # one (r,) bool per name
+    score_quantiles: Tensor  # (5,): minimum, quartiles and maximum of all triplet scores
+    orthogonality: Tensor  # (): value of the penalty R before this step
+    kind: str = "allocated"
+
+
+@dataclass(frozen=True)
+class Froze:
+    """Projections stopped training for good."""
+
+    step: int
+    share: float  # of the projections that may train, frozen after this step
+    frozen: tuple[str, ...]  # those frozen at this step
+    score_quantiles: Tensor  # (5,): of the mean scores of the projections that trained until now
+    kind: str = "froze"
+
+
+@dataclass(frozen=True)
+class SkippedNonFinite:
+    """Gradients were not finite since the last event of this kind; importance was not updated in those steps."""
+
+    step: int
+    count: Tensor  # ()
+    kind: str = "skipped_non_finite"
+
+
+Event = Started | Allocated | Froze | SkippedNonFinite
+
+
+def quantiles(scores: Tensor) -> Tensor:
+    """Minimum, quartiles and maximum of a vector, by nearest rank (n may exceed what torch.quantile accepts)."""
+    ordered = torch.sort(scores.detach().float()).values
+    at = torch.linspace(0, ordered.numel() - 1, 5, device=ordered.device).round().long()
+    return ordered[at]
+
+
+def as_json(event: Event) -> dict[str, Any]:
+    """The event as plain data; masks become {name: "1101..."} and their counts {name: rank}."""
+    data = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
+    if isinstance(event, Allocated):
+        masks = dict(zip(data.pop("names"), data.pop("masks"), strict=True))
+        data["masks"] = {name: "".join("01"[m] for m in mask) for name, mask in masks.items()}
+        data["ranks"] = {name: sum(mask) for name, mask in masks.items()}
+        data["live"] = sum(data["ranks"].values())
+    return {"event": data.pop("kind"), **data}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+class History:
+    """Events in the order they happened; written to a file when one is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self._pending: list[Event] = []
+        self._path: Path | None = None
+
+    def write_to(self, path: Path | None) -> None:
+        """Write from now on to `path`, after what it already holds; None: keep events in memory."""
+        self.flush()
+        self._path = path
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+
+    def add(self, event: Event) -> None:
+        self._pending.append(event)
+
+    def flush(self) -> None:
+        """Wait for the device, and put pending events into `lines` and the file."""
+        new = [line for line in map(as_json, self._pending) if line.get("count") != 0]
+        self._pending.clear()
+        self.lines += new
+        if self._path is not None and new:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in new)

@@ -1,0 +1,84 @@
+"""Importance of single elements, smoothed: the two running means that AdaLoRA and AFLoRA share (both from PLATON).
+
+    Ī ← β₁ Ī + (1 − β₁) I          the running mean of a raw signal I
+    Ū ← β₂ Ū + (1 − β₂) |I − Ī|    its uncertainty, with the Ī just updated
+    s = Ī · Ū
+
+Both start at 0, without bias correction. The state is float32 whatever the parameters are: in half precision s
+underflows, and ties would decide.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Signal = Literal["gradient", "sensitivity", "relative_gradient"]
+
+
+def raw_signal(signal: Signal, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """I per element, float32: |g|, |w · g|, or |g / w| (0 where w is 0)."""
+    g32 = [g.detach().float() for g in gradients]
+    if signal == "gradient":
+        return list(torch._foreach_abs(g32))
+    w32 = [w.detach().float() for w in weights]
+    if signal == "sensitivity":
+        products = list(torch._foreach_mul(g32, w32))
+    else:
+        # a weight of exactly 0 has no relative gradient
+        products = [torch.where(w == 0, 0.0, g / w) for w, g in zip(w32, g32, strict=True)]
+    torch._foreach_abs_(products)
+    return products
+
+
+class Importance:
+    """Ī and Ū for a list of tensors, addressed by their position in it."""
+
+    def __init__(self, like: Sequence[Tensor], beta1: float, beta2: float) -> None:
+        self.beta1, self.beta2 = beta1, beta2
+        self.mean = [torch.zeros_like(t, dtype=torch.float32) for t in like]  # Ī
+        self.uncertainty = [torch.zeros_like(t, dtype=torch.float32) for t in like]  # Ū
+
+    @torch.no_grad()
+    def update(self, indices: Sequence[int], signals: Sequence[Tensor], finite: Tensor) -> None:
+        """Average in one step's signals, for the tensors at `indices`. Does nothing, on the device, if not `finite`."""
+        if not indices:
+            return
+        mean = [self.mean[i] for i in indices]
+        uncertainty = [self.uncertainty[i] for i in indices]
+        signals = list(signals)
+        _average_in(mean, signals, self.beta1, finite)
+        deviation = list(torch._foreach_sub(signals, mean))
+        torch._foreach_abs_(deviation)
+        _average_in(uncertainty, deviation, self.beta2, finite)
+
+    def score(self, index: int) -> Tensor:
+        """s = Ī · Ū of one tensor."""
+        return self.mean[index] * self.uncertainty[index]
+
+    def keep(self, index: int, dim: int, ranks: Tensor) -> None:
+        """Drop everything but `ranks` along `dim` of one tensor: the parameter was compacted."""
+        self.mean[index] = self.mean[index].index_select(dim, ranks)
+        self.uncertainty[index] = self.uncertainty[index].index_select(dim, ranks)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors by name: "mean.0", "uncertainty.0", ..."""
+        means = {f"mean.{i}": t for i, t in enumerate(self.mean)}
+        return means | {f"uncertainty.{i}": t for i, t in enumerate(self.uncertainty)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy a saved state in; the shapes must be those of this run."""
+        for name, own in self.state_dict().items():
+            own.copy_(state[name])
+
+
+def _average_in(running: list[Tensor], new: list[Tensor], beta: float, finite: Tensor) -> None:
+    """running ← β running + (1 − β) new, or running unchanged if not finite."""
+    decay = torch.where(finite, beta, 1.0)
+    gain = torch.where(finite, 1.0 - beta, 0.0)
+    added = torch._foreach_mul(new, gain)
+    for a in added:
+        torch.nan_to_num_(a, nan=0.0, posinf=0.0, neginf=0.0)  # 0 · inf is NaN: it must not reach the running mean
+    torch._foreach_mul_(running, decay)
+    torch._foreach_add_(running, added)

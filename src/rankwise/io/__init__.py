@@ -1,0 +1,1 @@
+"""Files: native adapter folders, and their way in and out."""

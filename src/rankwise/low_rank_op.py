@@ -1,0 +1,133 @@
+"""The hot path: a frozen linear and its low-rank branch as one differentiable operation, with its plain twin.
+
+    y = W x + b + out ⊙ (up @ (scale · gate ⊙ (down @ x)))
+
+Automatic differentiation of the plain form keeps four activations a layer and runs the branch as separate kernels.
+Written as one function, the branch is added into the base's own output, and only `x` (which siblings such as q, k and
+v share) and the rank-sized product `h = down @ x` are kept for the backward pass.
+With g = ∂L/∂y and z = scale · gate ⊙ h:
+
+    M = gᵀ z   (d_out, r)        ∂up = out ⊙ M             ∂out = rowsum(up ⊙ M)
+    dz = (g ⊙ out) up  (N, r)    ∂gate = scale · colsum(dz ⊙ h)
+    dh = scale · gate ⊙ dz       ∂down = dhᵀ x             ∂x = g W + dh down
+
+Nothing is computed for a factor that takes no gradient, so a frozen projection costs its forward product only.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Factors(NamedTuple):
+    """What a method says about its update: Δ = diag(out) · up · diag(scale · gate) · down."""
+
+    up: Tensor  # (d_out, r)
+    down: Tensor  # (r, d_in)
+    gate: Tensor | None = None  # (r,)
+    out: Tensor | None = None  # (d_out,)
+    scale: float = 1.0  # kept apart from `gate`: a number is folded into the matrix product for nothing
+
+    def to(self, dtype: torch.dtype) -> "Factors":
+        gate = None if self.gate is None else self.gate.to(dtype)
+        out = None if self.out is None else self.out.to(dtype)
+        return Factors(self.up.to(dtype), self.down.to(dtype), gate, out, self.scale)
+
+    def delta(self) -> Tensor:
+        """The update as one float32 matrix (d_out, d_in), scale included."""
+        up, down, gate, out, scale = self.to(torch.float32)
+        inner = up * scale if gate is None else up * (gate * scale)
+        product = inner @ down
+        return product if out is None else out[:, None] * product
+
+
+def low_rank_branch(x: Tensor, factors: Factors) -> Tensor:
+    """The branch alone, by plain operations: x (..., d_in) -> (..., d_out). The twin every kind of base can use."""
+    up, down, gate, out, scale = factors
+    h = F.linear(x, down)
+    z = h * scale if gate is None else h * (gate * scale)
+    y = F.linear(z, up)
+    return y if out is None else y * out
+
+
+def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
+    """Frozen linear plus branch, fused: x (..., d_in) -> (..., d_out).
+
+    Under autocast everything is cast to the autocast type here, so that the backward pass, which runs outside autocast,
+    works in that same type; otherwise the factors follow `x`.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    up, down, gate, out, scale = factors.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    apply: Callable[..., Tensor] = _LowRankLinear.apply
+    return apply(x.to(dtype), weight.to(dtype), bias, up, down, gate, out, scale)
+
+
+def _scaled(h: Tensor, gate: Tensor | None, scale: float) -> Tensor:
+    return h * scale if gate is None else h * (gate * scale)
+
+
+class _LowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,  # (..., d_in)
+        weight: Tensor,  # (d_out, d_in), frozen
+        bias: Tensor | None,  # (d_out,), frozen
+        up: Tensor,  # (d_out, r)
+        down: Tensor,  # (r, d_in)
+        gate: Tensor | None,  # (r,)
+        out: Tensor | None,  # (d_out,)
+        scale: float,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
+        h = rows @ down.T  # (N, r)
+        y = F.linear(rows, weight, bias)  # (N, d_out)
+        if out is None and gate is None:
+            y.addmm_(h, up.T, alpha=scale)
+        elif out is None:
+            y.addmm_(_scaled(h, gate, scale), up.T)
+        else:
+            y.addcmul_(_scaled(h, gate, scale) @ up.T, out)
+        _, _, _, needs_up, needs_down, needs_gate, needs_out, _ = ctx.needs_input_grad
+        kept_rows = rows if needs_down else None
+        kept_h = h if needs_up or needs_gate or needs_out else None
+        ctx.save_for_backward(kept_rows, kept_h, weight, up, down, gate, out)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        rows, h, weight, up, down, gate, out = ctx.saved_tensors
+        needs_x, _, _, needs_up, needs_down, needs_gate, needs_out, _ = ctx.needs_input_grad
+        g = dy.reshape(-1, dy.shape[-1])  # (N, d_out)
+        d_up = d_out = d_gate = d_down = dx = None
+        if needs_up or needs_out:
+            M = g.T @ _scaled(h, gate, ctx.scale)  # (d_out, r)
+            if needs_out:
+                d_out = (up * M).sum(dim=1)
+            if needs_up:
+                d_up = M if out is None else out[:, None] * M
+        if needs_x or needs_down or needs_gate:
+            dz = g @ up if out is None else _through_out(g, out, up)  # (N, r)
+            if needs_gate:
+                d_gate = ctx.scale * (dz * h).sum(dim=0)
+            dh = _scaled(dz, gate, ctx.scale)
+            if needs_down:
+                d_down = dh.T @ rows
+            if needs_x:
+                dx = (g @ weight).addmm_(dh, down).view(ctx.shape)
+        return dx, None, None, d_up, d_down, d_gate, d_out, None
+
+
+def _through_out(g: Tensor, out: Tensor, up: Tensor) -> Tensor:
+    """(g ⊙ out) up, scaling whichever is smaller: the gradient (N, d_out) or the factor (d_out, r)."""
+    if up.shape[1] < g.shape[0]:
+        return g @ (out[:, None] * up)
+    return (g * out) @ up

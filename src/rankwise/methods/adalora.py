@@ -1,0 +1,248 @@
+"""AdaLoRA:  Δ = (α/r₀) P diag(λ) Q     P (d_out, r), λ (r,), Q (r, d_in)     (Zhang et al., 2023, eq. 3).
+
+P and Q are kept near orthonormal by a penalty. Every triplet {P_*i, λ_i, Q_i*} has an importance
+
+    S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij)     s = Ī · Ū of I = |w · ∂L/∂w|     (eqs. 7-10)
+
+and only the b(t) most important triplets of the whole model keep their λ; b(t) falls from b₀ = Σ r to b_T on a cubic
+curve (eq. 12). A dropped triplet keeps P and Q: its λ may grow back, so ranks can return until the final phase begins.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adapter import Controller, LowRank
+from rankwise.allocation.history import Allocated, Event, quantiles
+from rankwise.allocation.importance import Importance, raw_signal
+from rankwise.allocation.orthogonality import Penalty, orthogonality
+from rankwise.allocation.schedule import Phases, Span, cubic_budget, parse_span, steps_of
+from rankwise.allocation.selection import keep_above, keep_top
+from rankwise.base_layers import sizes, weight
+from rankwise.errors import ConfigError
+from rankwise.low_rank_op import Factors
+from rankwise.methods.low_rank import LowRankMethod
+from rankwise.targets import Site
+
+
+class AdaLoRALayer(LowRank):
+    """Trains P, λ and Q."""
+
+    rank_dims: ClassVar[Mapping[str, int]] = {"P": 1, "lam": 0, "Q": 0}
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, settings: "AdaLoRA") -> None:
+        device = weight(base).device
+        super().__init__(base, rank, settings.dropout, device)
+        d_in, d_out = sizes(base)
+        self.scale = scale
+        self.P = nn.Parameter(torch.randn(d_out, rank, device=device) * settings.init_std)
+        self.lam = nn.Parameter(torch.zeros(rank, device=device))
+        self.Q = nn.Parameter(torch.randn(rank, d_in, device=device) * settings.init_std)
+
+    def factors(self) -> Factors:
+        return Factors(self.P, self.Q, gate=self.lam, scale=self.scale)
+
+    def triplet(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
+        return self.P, self.lam, self.Q
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLoRA(LowRankMethod):
+    """Low-rank adaptation that moves a rank budget to the layers that matter."""
+
+    name: ClassVar[str] = "adalora"
+    decides_while_training: ClassVar[bool] = True
+
+    rank: int = 12
+    """Number of triplets of each layer at the start, r₀; the papers take 1.5 × target_rank."""
+    target_rank: int = 8
+    """Average number of triplets a layer keeps: the final budget is target_rank × layers."""
+    budget: int | None = None
+    """The final budget in triplets of the whole model, instead of target_rank × layers."""
+    alpha: float | None = None
+    """The update is scaled by alpha/rank, with the initial rank, for ever; None means alpha = rank."""
+    warmup: Span = 0.1
+    """t_i, steps before the budget begins to fall."""
+    cooldown: Span = 0.5
+    """t_f, steps after it has fallen, with the choice of triplets fixed."""
+    every: Span | None = None
+    """ΔT, steps between allocations; None means a two-hundredth of the run."""
+    beta1: float = 0.85
+    """Decay of the running mean Ī."""
+    beta2: float = 0.85
+    """Decay of the running uncertainty Ū."""
+    orthogonality: float = 0.1
+    """γ, weight of the orthogonality penalty; 0 turns it off."""
+    penalty: Penalty = "mean_norm"
+    """Mean of norms (published code) or sum of squares (paper); γ means a different thing under each."""
+    score: Literal["sensitivity_uncertainty", "sensitivity", "raw_sensitivity", "magnitude"] = "sensitivity_uncertainty"
+    """s = Ī·Ū, Ī, I, or S = |λ| alone: the ablations of the paper's table 5."""
+    score_at: Literal["after_step", "before_step"] = "after_step"
+    """Sensitivity with the weights after the optimizer's step (published code) or before it (paper)."""
+    ties: Literal["exact", "drop"] = "exact"
+    """Exactly the budget survives, or all that tie at the threshold are dropped (published code)."""
+    mask: Literal["release", "hold"] = "release"
+    """Between allocations dropped λ may grow again (published code), or are held at 0."""
+    init_std: float = 0.02
+    """Standard deviation of P and Q at the start."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.target_rank <= self.rank:
+            raise ConfigError(
+                f"target_rank={self.target_rank} must be between 1 and rank={self.rank}: a budget only falls. "
+                "Raise rank (1.5 × target_rank is usual) or lower target_rank."
+            )
+        for setting in ("beta1", "beta2"):
+            if not 0 <= vars(self)[setting] < 1:
+                raise ConfigError(f"{setting}={vars(self)[setting]} is the decay of a running mean: in [0, 1).")
+        if self.orthogonality < 0:
+            raise ConfigError(f"orthogonality={self.orthogonality} would reward parallel vectors; 0 turns it off.")
+        if self.init_std <= 0:
+            raise ConfigError(f"init_std={self.init_std} must be positive: zero P and Q never learn.")
+        for setting in ("warmup", "cooldown", "every"):
+            if vars(self)[setting] is not None:
+                parse_span(vars(self)[setting], setting)
+
+    def build(self, base: nn.Module, site: Site, rank: int) -> AdaLoRALayer:
+        r0 = self.initial_rank(site.name)
+        return AdaLoRALayer(base, rank, 1.0 if self.alpha is None else self.alpha / r0, self)
+
+    def controller(
+        self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None
+    ) -> "BudgetController":
+        spans = {"warmup": self.warmup, "cooldown": self.cooldown}
+        warmup, cooldown = (steps_of(s, n, total_steps, steps_per_epoch) for n, s in spans.items())
+        default_every = max(1, total_steps // 200)
+        every = default_every if self.every is None else steps_of(self.every, "every", total_steps, steps_per_epoch)
+        layers = {n: a for n, a in adapters.items() if isinstance(a, AdaLoRALayer)}
+        start = sum(self.initial_rank(n) for n in layers)
+        end = self.target_rank * len(layers) if self.budget is None else self.budget
+        if not 1 <= end <= start:
+            raise ConfigError(f"budget={end} triplets must be between 1 and the {start} that the layers start with.")
+        return BudgetController(layers, self, Phases(total_steps, warmup, cooldown, every), start, end)
+
+
+class BudgetController(Controller):
+    """Scores triplets every step and hands out the budget every ΔT steps."""
+
+    def __init__(
+        self, layers: Mapping[str, AdaLoRALayer], settings: AdaLoRA, phases: Phases, start: int, end: int
+    ) -> None:
+        self.layers, self.settings, self.phases = dict(layers), settings, phases
+        self.start, self.end = start, end
+        self.importance = Importance(self.parameters(), settings.beta1, settings.beta2)
+        self.signals: dict[int, Tensor] = {}  # last raw signal by parameter position, for score="raw_sensitivity"
+        self.penalty = torch.zeros(())
+        self.allocated = False  # whether any mask was decided
+        self._finite = torch.tensor(True)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for layer in self.layers.values() for p in layer.triplet()]
+
+    def observe(self, finite: Tensor, grad_scale: Tensor | None) -> None:
+        self._finite = finite
+        if self.settings.orthogonality:
+            self._add_penalty(grad_scale)
+        if self.settings.score_at == "before_step":
+            self._score(grad_scale)
+
+    def act(self) -> Sequence[Event]:
+        if self.settings.score_at == "after_step":
+            self._score(None)  # an optimizer that was handed the loss scale has taken it out of the gradients
+        events = self._allocate() if self._is_due() else []
+        if self.allocated and (self.settings.mask == "hold" or self.step >= self.phases.finish):
+            self._apply_masks()
+        self.step += 1
+        return events
+
+    @torch.no_grad()
+    def _add_penalty(self, grad_scale: Tensor | None) -> None:
+        """Add γ ∂R/∂P and γ ∂R/∂Q to the gradients, once per optimizer step and after any clipping."""
+        layers = [a for a in self.layers.values() if a.P.grad is not None and a.Q.grad is not None]
+        if not layers:
+            return
+        columns = [a.P.detach() for a in layers] + [a.Q.detach().T for a in layers]
+        self.penalty, gradients = orthogonality(columns, self.settings.penalty)
+        factor = self.settings.orthogonality * (1.0 if grad_scale is None else grad_scale)
+        for layer, dP, dQ in zip(layers, gradients[: len(layers)], gradients[len(layers) :], strict=True):
+            layer.P.grad.add_(dP * factor)  # type: ignore[union-attr]
+            layer.Q.grad.add_((dQ * factor).T)  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def _score(self, grad_scale: Tensor | None) -> None:
+        if self.step >= self.phases.finish or self.settings.score == "magnitude":
+            return  # the choice is fixed in the final phase; |λ| needs no state
+        parameters = self.parameters()
+        indices = [i for i, p in enumerate(parameters) if p.grad is not None]
+        weights = [parameters[i] for i in indices]
+        gradients = [p.grad for p in weights if p.grad is not None]
+        signals = raw_signal("sensitivity", weights, gradients)
+        if grad_scale is not None:
+            torch._foreach_div_(signals, grad_scale)
+        if self.settings.score == "raw_sensitivity":
+            for i, signal in zip(indices, signals, strict=True):
+                self.signals[i] = torch.where(self._finite, signal, self.signals.get(i, torch.zeros_like(signal)))
+        else:
+            self.importance.update(indices, signals, self._finite)
+
+    def _is_due(self) -> bool:
+        """Every ΔT steps while the budget falls, and once when the final phase begins."""
+        deciding = self.phases.warmup < self.step < self.phases.finish and self.step % self.phases.every == 0
+        return deciding or self.step == self.phases.finish
+
+    @torch.no_grad()
+    def _allocate(self) -> list[Event]:
+        scores = torch.cat([self._triplet_scores(3 * k, layer) for k, layer in enumerate(self.layers.values())])
+        budget = min(cubic_budget(self.step, self.phases, self.start, self.end), scores.numel())
+        keep = keep_top if self.settings.ties == "exact" else keep_above
+        masks = torch.split(keep(scores, budget), [layer.rank for layer in self.layers.values()])
+        for layer, mask in zip(self.layers.values(), masks, strict=True):
+            layer.live.copy_(mask)
+        self._apply_masks()
+        self.allocated = True
+        return [Allocated(self.step, budget, tuple(self.layers), masks, quantiles(scores), self.penalty.clone())]
+
+    def _triplet_scores(self, first: int, layer: AdaLoRALayer) -> Tensor:
+        """S (r,) of one layer, whose P, λ and Q stand at positions first, first + 1 and first + 2."""
+        if self.settings.score == "magnitude":
+            return layer.lam.detach().abs()
+        s_P, s_lam, s_Q = (self._element_scores(first + j, p) for j, p in enumerate(layer.triplet()))
+        return s_lam + s_P.mean(dim=0) + s_Q.mean(dim=1)
+
+    def _element_scores(self, index: int, parameter: Tensor) -> Tensor:
+        if self.settings.score == "raw_sensitivity":
+            return self.signals.get(index, torch.zeros_like(parameter))
+        if self.settings.score == "sensitivity":
+            return self.importance.mean[index]
+        return self.importance.score(index)
+
+    @torch.no_grad()
+    def _apply_masks(self) -> None:
+        for layer in self.layers.values():
+            layer.lam.mul_(layer.live)
+
+    def keep(self, kept: Mapping[str, Tensor]) -> None:
+        """The named layers were compacted to the given ranks: forget the state of the others."""
+        for k, (name, layer) in enumerate(self.layers.items()):
+            if name not in kept:
+                continue
+            for j, dim in enumerate(layer.rank_dims.values()):
+                self.importance.keep(3 * k + j, dim, kept[name])
+                if 3 * k + j in self.signals:
+                    self.signals[3 * k + j] = self.signals[3 * k + j].index_select(dim, kept[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        signals = {f"signal.{i}": t for i, t in self.signals.items()}
+        numbers = {"step": self.step, "allocated": self.allocated, "start": self.start}
+        return {"tensors": self.importance.state_dict() | signals, "numbers": numbers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.importance.load_state_dict(state["tensors"])
+        prefix = "signal."
+        self.signals = {int(n.removeprefix(prefix)): t for n, t in state["tensors"].items() if n.startswith(prefix)}
+        self.step = state["numbers"]["step"]
+        self.allocated = state["numbers"]["allocated"]

@@ -1,0 +1,66 @@
+"""LoRA:  Δ = (α/r) B A     B (d_out, r) starts at 0, A (r, d_in) at random     (Hu et al., 2021, eq. 3)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from rankwise.adapter import LowRank
+from rankwise.base_layers import sizes, weight
+from rankwise.errors import ConfigError
+from rankwise.low_rank_op import Factors
+from rankwise.methods.low_rank import LowRankMethod, matching
+from rankwise.targets import Site
+
+
+class LoRALayer(LowRank):
+    """Trains A and B."""
+
+    rank_dims: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, settings: "LoRA") -> None:
+        device = weight(base).device
+        super().__init__(base, rank, settings.dropout, device)
+        d_in, d_out = sizes(base)
+        self.scale = scale
+        self.A = nn.Parameter(torch.empty(rank, d_in, device=device))
+        self.B = nn.Parameter(torch.zeros(d_out, rank, device=device))
+        if settings.init == "normal":
+            nn.init.normal_(self.A, std=settings.init_std)
+        elif rank:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # U(±1/√d_in), as in the authors' library
+
+    def factors(self) -> Factors:
+        return Factors(self.B, self.A, scale=self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(LowRankMethod):
+    """Low-rank adaptation with a fixed rank."""
+
+    name: ClassVar[str] = "lora"
+
+    alpha: float | None = None
+    """The update is scaled by alpha/rank; None means alpha = rank, a scale of 1."""
+    rank_stabilized: bool = False
+    """Scale by alpha/√rank instead (rsLoRA, Kalajdzievski, 2023)."""
+    init: Literal["kaiming", "normal"] = "kaiming"
+    """A starts uniform in ±1/√d_in ("kaiming"), or normal with standard deviation init_std."""
+    init_std: float = 0.02
+    """Standard deviation of the normal start."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """Other alphas for the layers whose names end in the key."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_std <= 0:
+            raise ConfigError(f"init_std={self.init_std} must be positive: a zero A and a zero B never learn.")
+
+    def build(self, base: nn.Module, site: Site, rank: int) -> LoRALayer:
+        r0 = self.initial_rank(site.name)
+        alpha = matching(self.alpha_pattern, site.name, self.alpha)
+        over = math.sqrt(r0) if self.rank_stabilized else r0
+        return LoRALayer(base, rank, 1.0 if alpha is None else alpha / over, self)

@@ -1,0 +1,127 @@
+"""What every low-rank method shares: its common settings, and its installation into a model, written once."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import nn
+
+from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
+from rankwise.base_layers import Block, sizes
+from rankwise.errors import ConfigError, StateError, TargetError
+from rankwise.targets import ModelView, Site, check_targets, find_sites, trained_modules
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRankMethod(Method):
+    """Settings common to the low-rank methods."""
+
+    rank: int = 8
+    """Number of ranks of each update at the start."""
+    dropout: float = 0.0
+    """Dropout on the input of the low-rank branch, in [0, 1)."""
+    targets: str | list[str] = "all-linear"
+    """Layers to adapt: "all-linear", "attention", "ffn", name suffixes ("c_attn[q,v]" for blocks), or one regex."""
+    exclude: str | list[str] | None = None
+    """Layers to leave out, in the same forms."""
+    also_train: str | list[str] = "auto"
+    """Modules trained in full and saved with the adapter: "auto" (task heads, freshly initialised linears) or names."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Other ranks for the layers whose names end in the key."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"rank={self.rank}: a low-rank update needs a rank of at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout={self.dropout} is a probability and must be in [0, 1).")
+        check_targets(self.targets, "targets")
+        if self.exclude is not None:
+            check_targets(self.exclude, "exclude")
+        low = {name: rank for name, rank in self.rank_pattern.items() if rank < 1}
+        if low:
+            raise ConfigError(f"rank_pattern={low}: ranks are at least 1; use exclude to leave a layer out.")
+
+    @abstractmethod
+    def build(self, base: nn.Module, site: Site, rank: int) -> LowRank:
+        """The adapter for one base layer, holding `rank` ranks; its scale follows the settings, not `rank`."""
+
+    def initial_rank(self, name: str) -> int:
+        """r_0 of the layer `name`: the scale α/r_0 keeps it for ever, however many ranks are left."""
+        return matching(self.rank_pattern, name, self.rank)
+
+    def install(self, model: nn.Module, ranks: Mapping[str, int] | None = None) -> Installed:
+        """Check everything, build every adapter, then swap them in.
+
+        Raises StateError if the model is adapted already, TargetError if targets or ranks do not fit it.
+        """
+        if any(isinstance(m, LowRank | FusedBlocks) for m in model.modules()):
+            raise StateError("the model is adapted already. Undo, merge or reload it before adapting it again.")
+        view = ModelView(model)
+        trained = trained_modules(view, self.also_train)
+        sites = find_sites(view, self.targets, self.exclude, trained)
+        self._check_ranks(sites)
+        adapters = {site.name: self._build(site, ranks) for site in sites}
+        return _swap_in(model, sites, adapters, trained)
+
+    def _build(self, site: Site, ranks: Mapping[str, int] | None) -> LowRank:
+        base = site.module if site.rows is None else Block(site.module, *site.rows)
+        rank = self.initial_rank(site.name) if ranks is None else ranks[site.name]
+        return self.build(base, site, rank)
+
+    def _check_ranks(self, sites: list[Site]) -> None:
+        unused = [k for k in self.rank_pattern if not any(ends_in(s.name, k) for s in sites)]
+        if unused:
+            raise TargetError(f"rank_pattern names {unused[0]!r}, which is none of the {len(sites)} adapted layers.")
+        for site in sites:
+            d_in, d_out = sizes(site.module)
+            d_out = d_out if site.rows is None else site.rows[1] - site.rows[0]
+            if self.initial_rank(site.name) > min(d_in, d_out):
+                raise TargetError(
+                    f"rank={self.initial_rank(site.name)} is above the largest possible rank {min(d_in, d_out)} of "
+                    f"{site.name} ({d_out} × {d_in}). Lower the rank, set rank_pattern for it, or exclude it."
+                )
+
+
+def ends_in(name: str, suffix: str) -> bool:
+    """Whether `suffix` is the whole name or its last components."""
+    return name == suffix or name.endswith("." + suffix)
+
+
+def matching(pattern: Mapping[str, T], name: str, default: T) -> T:
+    """The value of the longest key that `name` ends in."""
+    keys = [k for k in pattern if ends_in(name, k)]
+    return pattern[max(keys, key=len)] if keys else default
+
+
+def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:
+    frozen_before = {p: p.requires_grad for p in model.parameters()}
+    replacements: dict[str, nn.Module] = {}
+    for site in sites:
+        if site.rows is None:
+            replacements[site.path] = adapters[site.name]
+    for path in {s.path for s in sites if s.rows is not None}:
+        parts = [s for s in sites if s.path == path]
+        labels = [s.name.rpartition("[")[2].rstrip("]") for s in parts]
+        blocks = {label: adapters[s.name] for label, s in zip(labels, parts, strict=True)}
+        rows = {label: slice(*s.rows) for label, s in zip(labels, parts, strict=True) if s.rows}
+        replacements[path] = FusedBlocks(parts[0].module, blocks, rows)
+    originals = {site.path: site.module for site in sites}
+    for parameter in frozen_before:
+        parameter.requires_grad_(False)
+    for path, module in replacements.items():
+        module.train(originals[path].training)
+        model.set_submodule(path, module)
+    heads = {n: p for n, p in model.named_parameters() if any(n == t or n.startswith(t + ".") for t in trained)}
+    for parameter in heads.values():
+        parameter.requires_grad_(True)
+
+    def undo() -> None:
+        for path, module in originals.items():
+            model.set_submodule(path, module)
+        for parameter, required in frozen_before.items():
+            parameter.requires_grad_(required)
+
+    return Installed(adapters, heads, undo)

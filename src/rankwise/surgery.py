@@ -1,0 +1,90 @@
+"""Operations on an adapted model's modules: disable, merge, compact. No files, no training loop."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rankwise.adapter import LowRank
+from rankwise.base_layers import add_to_weight_
+
+
+@contextmanager
+def disabled(adapters: Mapping[str, LowRank]) -> Iterator[None]:
+    """Within the block the model is its base, bit for bit: no branch is computed."""
+    before = {adapter: adapter.enabled for adapter in adapters.values()}
+    try:
+        for adapter in before:
+            adapter.enabled = False
+        yield
+    finally:
+        for adapter, enabled in before.items():
+            adapter.enabled = enabled
+
+
+@torch.no_grad()
+def merge(adapters: Mapping[str, LowRank]) -> None:
+    """W ← W + Δ in every base layer, added in float32 and rounded once. The adapters stay in place."""
+    for adapter in adapters.values():
+        add_to_weight_(adapter.base, adapter.delta())
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What a compaction removed."""
+
+    kept: dict[str, Tensor]  # the ranks that stayed, for each layer that lost some
+    replaced: dict[nn.Parameter, nn.Parameter]  # old parameter -> new
+    regrown: int  # ranks that were dead by the last mask but not 0, and were set to 0
+
+
+@torch.no_grad()
+def compact(adapters: Mapping[str, LowRank], optimizer: Optimizer | None) -> Compaction:
+    """Remove dead ranks from the tensors, their gradients and the optimizer's moments.
+
+    Parameters are replaced, in the modules and in the optimizer's groups: a graph that is still alive from the last
+    step keeps the old ones, whose shape it has recorded.
+    """
+    result = Compaction({}, {}, 0)
+    regrown = 0
+    for name, adapter in adapters.items():
+        ranks = adapter.live.nonzero().flatten()
+        if ranks.numel() == adapter.rank:
+            continue
+        regrown += _regrown(adapter)
+        result.kept[name] = ranks
+        for tensor, dim in adapter.rank_dims.items():
+            old = adapter._parameters[tensor]
+            assert old is not None
+            adapter._parameters[tensor] = result.replaced[old] = _sliced(old, dim, ranks)
+            if optimizer is not None and old in optimizer.state:
+                optimizer.state[result.replaced[old]] = _sliced_state(optimizer.state.pop(old), old, dim, ranks)
+        adapter.live = adapter.live[ranks]
+    if optimizer is not None:
+        for group in optimizer.param_groups:
+            group["params"] = [result.replaced.get(p, p) for p in group["params"]]
+    return Compaction(result.kept, result.replaced, regrown)
+
+
+def _sliced(old: nn.Parameter, dim: int, ranks: Tensor) -> nn.Parameter:
+    new = nn.Parameter(old.detach().index_select(dim, ranks), requires_grad=old.requires_grad)
+    if old.grad is not None:
+        new.grad = old.grad.index_select(dim, ranks)
+    return new
+
+
+def _sliced_state(state: dict[str, object], old: Tensor, dim: int, ranks: Tensor) -> dict[str, object]:
+    """Moments have the parameter's shape; step counts and the like have not."""
+    return {
+        name: value.index_select(dim, ranks) if isinstance(value, Tensor) and value.shape == old.shape else value
+        for name, value in state.items()
+    }
+
+
+def _regrown(adapter: LowRank) -> int:
+    """How many ranks are dead by the mask and yet contribute, because nothing held them at 0 since."""
+    gate = adapter.factors().gate
+    return 0 if gate is None else int((gate[~adapter.live] != 0).sum())
