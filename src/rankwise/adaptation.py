@@ -40,15 +40,12 @@ def load(model: nn.Module, path: str | Path, *, resume: bool = True) -> "Adaptat
     method = saved.method
     if isinstance(method, LowRankMethod):
         method = replace(method, also_train=list(saved.trained))
-    installed = method.install(model, {name: layer["rank"] for name, layer in saved.layers.items()})
+    adaptation = Adaptation(model, saved.method, method.install(model))
     try:
-        files.copy_in(path, saved, installed.adapters, installed.trained)
+        adaptation._take(path, saved, resume=resume)
     except FolderError:
-        installed.undo()
+        adaptation.undo()
         raise
-    adaptation = Adaptation(model, saved.method, installed)
-    if resume and saved.run is not None:
-        adaptation._saved_run = saved.run | {"tensors": saved.state}
     return adaptation
 
 
@@ -63,6 +60,9 @@ class Adaptation:
         self.controller: Controller | None = None
         self.attachment: hook.Attachment | None = None
         self._undo = installed.undo
+        self._trains = [
+            (a, t) for a in self.adapters.values() for t, p in a.named_parameters(recurse=False) if p.requires_grad
+        ]
         self._run: dict[str, Any] | None = None
         self._saved_run: dict[str, Any] | None = None
         self._initial = self.count()
@@ -70,8 +70,8 @@ class Adaptation:
             hook.guard(self._adapter_parameters())
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that train now: hand them to the optimizer."""
-        return [p for p in (*self._adapter_parameters(), *self.trained.values()) if p.requires_grad]
+        """The parameters that train, or did until the method froze them: hand them to the optimizer."""
+        return [a.get_parameter(t) for a, t in self._trains] + list(self.trained.values())
 
     def ranks(self) -> dict[str, int]:
         """Live rank by module name, as the last allocation left it."""
@@ -92,6 +92,45 @@ class Adaptation:
                     per_rank = p.numel() // adapter.rank if name in adapter.rank_dims and adapter.rank else 0
                     total += p.numel() - dead * per_rank
         return total
+
+    def restore(self, path: str | Path, *, resume: bool = True) -> None:
+        """Go to what `save` wrote of this very adaptation: weights, ranks, and with `resume` the state of its run.
+
+        Build the optimizer afterwards, from `parameters()`: it lists what has frozen too, so that a saved optimizer
+        state fits. Raises FolderError if the folder is of another adaptation.
+        """
+        path = Path(path)
+        saved = files.read(path)
+        files.check_fits(path, saved, self.model)
+        self._take(path, saved, resume=resume)
+
+    def start_from(self, path: str | Path) -> None:
+        """Take the adapter tensors of a saved adapter as the start of a new run; heads and ranks stay as they are.
+
+        Raises FolderError, with nothing changed, unless it is of the same method, layers and ranks.
+        """
+        path = Path(path)
+        saved = files.read(path)
+        if saved.method.name != self.method.name:
+            raise FolderError(f"{path} holds a {saved.method.name} adapter; this run uses {self.method.name}.")
+        files.check_layers(path, saved, self.adapters)
+        files.copy_layers(path, saved, self.adapters)
+        for adapter in self.adapters.values():
+            adapter.live.fill_(True)
+
+    def _take(self, path: Path, saved: files.Saved, *, resume: bool) -> None:
+        files.check_layers(path, saved, self.adapters)
+        if any(saved.layers[name]["rank"] != adapter.rank for name, adapter in self.adapters.items()):
+            for name, adapter in self.adapters.items():
+                adapter.live[saved.layers[name]["rank"] :] = False
+            self._guard(surgery.compact(self.adapters, None))
+        files.copy_in(path, saved, self.adapters, self.trained)
+        self.controller = self._run = self._saved_run = None
+        if resume and saved.run is not None:
+            self._saved_run = saved.run | {"tensors": saved.state}
+            for name in saved.frozen:
+                layer, _, tensor = name.rpartition(".")
+                self.adapters[layer].tensors()[tensor].requires_grad_(False)
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block the model is its base, bit for bit."""
@@ -118,8 +157,7 @@ class Adaptation:
         if self.attachment is not None:
             raise StateError("an optimizer is attached already; leave its `with` block first.")
         self._check_holds(inner)
-        self._begin(total_steps, steps_per_epoch)
-        self.history.write_to(None if history is None else Path(history))
+        self._begin(total_steps, steps_per_epoch, None if history is None else Path(history))
         guarded = self._adapter_parameters() if self._decides() else []
         with hook.hooked(hook.Attachment(inner, self.controller, self.history), guarded) as self.attachment:
             try:
@@ -138,8 +176,7 @@ class Adaptation:
         result = surgery.compact(self.adapters, None if optimizer is None else hook.unwrapped(optimizer))
         if self.controller is not None:
             self.controller.keep(result.kept)
-        if self._decides():
-            hook.guard(list(result.replaced.values()))
+        self._guard(result)
         return result.regrown
 
     def merge(self) -> nn.Module:
@@ -153,7 +190,7 @@ class Adaptation:
         if self.attachment is not None:
             raise StateError("an optimizer is attached; leave its `with` block before taking the adapters out.")
         self._undo()
-        self.adapters, self.trained, self.controller = {}, {}, None
+        self.adapters, self.trained, self.controller, self._trains = {}, {}, None, []
         return self.model
 
     def save(self, path: str | Path) -> None:
@@ -173,6 +210,7 @@ class Adaptation:
                 base_model=self._base_model(),
                 layers=files.describe_layers(self.adapters),
                 trained=list(self.trained),
+                frozen=self.frozen(),
                 tensors=files.collect(self.adapters, self.trained),
                 run=run,
                 state=state.get("tensors", {}),
@@ -195,6 +233,10 @@ class Adaptation:
     def _adapter_parameters(self) -> list[nn.Parameter]:
         return [p for adapter in self.adapters.values() for p in adapter.parameters(recurse=False)]
 
+    def _guard(self, result: surgery.Compaction) -> None:
+        if self._decides():
+            hook.guard(list(result.replaced.values()))
+
     def _decides(self) -> bool:
         return type(self.method).decides_while_training
 
@@ -207,25 +249,26 @@ class Adaptation:
                 "built before adapt(); build it afterwards, from adaptation.parameters()."
             )
 
-    def _begin(self, total_steps: int | None, steps_per_epoch: int | None) -> None:
+    def _begin(self, total_steps: int | None, steps_per_epoch: int | None, history: Path | None) -> None:
         if self._run is not None:
-            return self._check_continues(total_steps, self._run)
+            self._check_continues(total_steps, self._run)
+            return
         if total_steps is None and self._decides():
             raise StateError(f"{self.method.name} spreads its decisions over the run: attached() needs total_steps.")
-        run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": 0}
+        start = 0
         if self._saved_run is not None:
             self._check_continues(total_steps, self._saved_run)
-            run["steps"] = self._saved_run["steps"]
+            start = int(self._saved_run["steps"])
         if total_steps is not None:
             self.controller = self.method.controller(self.adapters, total_steps, steps_per_epoch)
         if self._saved_run is not None and self.controller is not None:
             self.controller.load_state_dict(self._saved_run)
-        self._run, self._saved_run = run, None
-        if run["steps"] == 0:
-            self.history.add(
-                Started(0, self.method.name, total_steps or 0, {n: a.rank for n, a in self.adapters.items()})
-            )
-        return None
+        self._saved_run = None
+        self._run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": start}
+        self.history.write_to(history, start)
+        if start == 0:
+            ranks = {name: adapter.rank for name, adapter in self.adapters.items()}
+            self.history.add(Started(0, self.method.name, total_steps, ranks))
 
     def _check_continues(self, total_steps: int | None, run: dict[str, Any]) -> None:
         if total_steps != run["total_steps"]:

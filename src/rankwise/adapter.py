@@ -19,7 +19,7 @@ from rankwise.low_rank_op import Factors, low_rank_branch, low_rank_linear
 class LowRank(nn.Module, ABC):
     """y = base(x) + Δ x, where a method says only what the thin factors of Δ are.
 
-    The base is frozen. Adapter parameters are float32 whatever the base is, and are cast at the matrix product.
+    The base is frozen by whoever puts the layer into a model. Adapter parameters are float32 whatever the base is, and are cast at the matrix product.
     """
 
     # Where the rank lies in each tensor of the layer, so that compaction is written once: {"P": 1, "lam": 0, "Q": 0}.
@@ -29,7 +29,7 @@ class LowRank(nn.Module, ABC):
 
     def __init__(self, base: nn.Module, rank: int, dropout: float, device: torch.device) -> None:
         super().__init__()
-        self.base = base.requires_grad_(False)
+        self.base = base
         self.dropout = dropout
         self.enabled = True
         self.register_buffer("live", torch.ones(rank, dtype=torch.bool, device=device))
@@ -141,6 +141,15 @@ class Controller(ABC):
     def act(self) -> Sequence[Any]:
         """Carry out this step's decisions, count the step, and return the events for the history."""
 
+    @property
+    @abstractmethod
+    def settled(self) -> bool:
+        """Whether nothing will be decided any more: the run is in its final phase."""
+
+    @abstractmethod
+    def summary(self) -> dict[str, float]:
+        """Where the decisions stand, in a few numbers for a progress bar; none of them waits for the device."""
+
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradients are scored."""
@@ -177,9 +186,8 @@ class Method(ABC):
     decides_while_training: ClassVar[bool] = False  # has a controller, so training it without one is an error
 
     @abstractmethod
-    def install(self, model: nn.Module, ranks: Mapping[str, int] | None = None) -> Installed:
-        """Check everything, then change the model: whole, or not at all. `ranks` overrides the initial ranks by module
-        name (an adapter that was compacted before it was saved)."""
+    def install(self, model: nn.Module) -> Installed:
+        """Check everything, then change the model: whole, or not at all."""
 
     def controller(
         self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None

@@ -45,7 +45,8 @@ class Attachment:
         self._void = found_inf is not None and bool(found_inf)
         if self._void or self.controller is None:
             return
-        gradients = [p.grad for p in self.controller.parameters() if p.grad is not None]
+        # a layer that lost every rank has gradients without elements
+        gradients = [p.grad for p in self.controller.parameters() if p.grad is not None and p.grad.numel()]
         if not gradients:
             return
         finite = all_finite(gradients)

@@ -78,7 +78,7 @@ class _LowRankLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,  # (..., d_in)
         weight: Tensor,  # (d_out, d_in), frozen
-        bias: Tensor | None,  # (d_out,), frozen
+        bias: Tensor | None,  # (d_out,)
         up: Tensor,  # (d_out, r)
         down: Tensor,  # (r, d_in)
         gate: Tensor | None,  # (r,)
@@ -87,7 +87,8 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
         h = rows @ down.T  # (N, r)
-        y = F.linear(rows, weight, bias)  # (N, d_out)
+        # on `x` as it came: on `rows` a product without contiguity takes another kernel, which is not the base bit for bit
+        y = F.linear(x, weight, bias).reshape(-1, weight.shape[0])  # (N, d_out)
         if out is None and gate is None:
             y.addmm_(h, up.T, alpha=scale)
         elif out is None:
@@ -105,7 +106,7 @@ class _LowRankLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows, h, weight, up, down, gate, out = ctx.saved_tensors
-        needs_x, _, _, needs_up, needs_down, needs_gate, needs_out, _ = ctx.needs_input_grad
+        needs_x, _, needs_bias, needs_up, needs_down, needs_gate, needs_out, _ = ctx.needs_input_grad
         g = dy.reshape(-1, dy.shape[-1])  # (N, d_out)
         d_up = d_out = d_gate = d_down = dx = None
         if needs_up or needs_out:
@@ -123,7 +124,8 @@ class _LowRankLinear(torch.autograd.Function):
                 d_down = dh.T @ rows
             if needs_x:
                 dx = (g @ weight).addmm_(dh, down).view(ctx.shape)
-        return dx, None, None, d_up, d_down, d_gate, d_out, None
+        d_bias = g.sum(dim=0) if needs_bias else None
+        return dx, None, d_bias, d_up, d_down, d_gate, d_out, None
 
 
 def _through_out(g: Tensor, out: Tensor, up: Tensor) -> Tensor:

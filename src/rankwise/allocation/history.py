@@ -20,7 +20,7 @@ class Started:
 
     step: int
     method: str
-    total_steps: int
+    total_steps: int | None
     ranks: dict[str, int]
     kind: str = "started"
 
@@ -89,6 +89,12 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of a history file; a last line without its end was being written when the process died."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+
+
 class History:
     """Events in the order they happened; written to a file when one is given."""
 
@@ -97,13 +103,20 @@ class History:
         self._pending: list[Event] = []
         self._path: Path | None = None
 
-    def write_to(self, path: Path | None) -> None:
-        """Write from now on to `path`, after what it already holds; None: keep events in memory."""
+    def write_to(self, path: Path | None, step: int) -> None:
+        """Write from now on to `path`; None: keep events in memory.
+
+        A run that begins (step 0) starts the file anew; one that continues at `step` keeps what was decided before it,
+        and drops what a later, lost part of the run had written.
+        """
         self.flush()
         self._path = path
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _lines(path) if step > 0 and line["step"] < step] if path.exists() else []
+        self.lines = kept
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def add(self, event: Event) -> None:
         self._pending.append(event)

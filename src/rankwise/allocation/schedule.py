@@ -75,7 +75,7 @@ class Phases:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ScheduleError(f"every={self.every}: decisions can be at most one step apart; write 1 or more.")
-        if self.warmup + self.cooldown >= self.total:
+        if self.warmup + max(1, self.cooldown) >= self.total:
             raise ScheduleError(
                 f"warmup={self.warmup} + cooldown={self.cooldown} leave no step of total_steps={self.total} to decide "
                 f"anything in. Shorten them to fewer than {self.total} steps together, or train longer."
@@ -83,8 +83,8 @@ class Phases:
 
     @property
     def finish(self) -> int:
-        """T − t_f: the first step of the final phase."""
-        return self.total - self.cooldown
+        """T − t_f: the first step of the final phase, which has at least one step, so that a run ends on its budget."""
+        return self.total - max(1, self.cooldown)
 
     def remaining(self, step: int) -> float:
         """u = 1 − (t − t_i) / (T − t_i − t_f), the part of the deciding phase that is still to come, in [0, 1]."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter import LowRank, Method
 from rankwise.allocation.schedule import Epochs
-from rankwise.base_layers import sizes
+from rankwise.base_layers import kind_of, sizes
 from rankwise.errors import ConfigError, FolderError, nearest
 from rankwise.io.atomic import recover, replaced_folder
 from rankwise.methods import METHODS
@@ -33,11 +33,16 @@ class Saved:
 
     method: Method
     base_model: dict[str, Any]
-    layers: dict[str, dict[str, Any]]  # name -> {"rank": r, "shape": [d_out, d_in], "trains": [tensor names]}
+    layers: dict[str, dict[str, Any]]  # name -> {"rank": r, "shape": [d_out, d_in]}
     trained: list[str]
+    frozen: list[str]  # "<layer>.<tensor>" of adapter tensors that no longer train
     tensors: dict[str, Tensor]
     run: dict[str, Any] | None  # {"total_steps", "steps_per_epoch", "steps", "numbers"}
     state: dict[str, Tensor]
+
+    def ranks(self) -> dict[str, int]:
+        """Live rank of each layer, as the last allocation left it."""
+        return {name: int(self.tensors[f"{name}::live"].sum()) for name in self.layers}
 
 
 def method_as_dict(method: Method) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def read(folder: Path) -> Saved:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
             raise FolderError(f"{path} has format {data['format']!r}; this version reads {FORMAT}.")
-        description = {k: data[k] for k in ("base_model", "layers", "trained", "run")}
+        description = {k: data[k] for k in ("base_model", "layers", "trained", "frozen", "run")}
         method = method_from_dict(data["method"])
     except (ValueError, KeyError, TypeError) as error:
         raise FolderError(f"{path} is not what rankwise writes: {error!r}.") from error
@@ -119,15 +124,8 @@ def collect(adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]
 
 
 def describe_layers(adapters: Mapping[str, LowRank]) -> dict[str, dict[str, Any]]:
-    """Rank, shape and trainable tensors of each layer, for the description file."""
-    return {
-        name: {
-            "rank": adapter.rank,
-            "shape": list(reversed(sizes(adapter.base))),
-            "trains": [t for t, p in adapter.named_parameters(recurse=False) if p.requires_grad],
-        }
-        for name, adapter in adapters.items()
-    }
+    """Rank and shape of each layer, for the description file."""
+    return {n: {"rank": a.rank, "shape": list(reversed(sizes(a.base)))} for n, a in adapters.items()}
 
 
 def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
@@ -135,15 +133,15 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     for name, layer in saved.layers.items():
         path = name.partition("[")[0]
-        if path not in modules:
-            raise FolderError(f"{folder} was made for another architecture: the model has no layer {path!r}.")
+        if path not in modules or kind_of(modules[path]) is None:
+            raise FolderError(f"{folder} was made for another architecture: the model has no linear layer {path!r}.")
         if "[" not in name:
             shape = list(reversed(sizes(modules[path])))
             if shape != layer["shape"]:
                 raise FolderError(
                     f"{folder} was made for another model: {path} is {shape}, saved was {layer['shape']}."
                 )
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in saved.trained:
         if name not in parameters:
             raise FolderError(
@@ -154,20 +152,36 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
             raise FolderError(f"{folder} was made for another head: {name} is {shapes}. Check num_labels.")
 
 
-@torch.no_grad()
+def check_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank]) -> None:
+    """Raise FolderError at the first layer that only one of folder and adaptation has, or that has too many ranks."""
+    for name in sorted(saved.layers.keys() ^ adapters.keys()):
+        where = "the folder, not the model" if name in saved.layers else "the model, not the folder"
+        raise FolderError(f"{folder} was made for another adaptation: {name} is adapted in {where}.")
+    for name, adapter in adapters.items():
+        rank = saved.layers[name]["rank"]
+        if not 0 <= rank <= adapter.rank:
+            raise FolderError(f"{folder}: {name} has {rank} ranks saved, and at most {adapter.rank} are possible here.")
+
+
+def copy_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank]) -> None:
+    """Copy the saved tensors of the layers alone, not of what trained beside them."""
+    own = collect(adapters, {})
+    _copy(folder, {name: saved.tensors[name] for name in saved.tensors.keys() & own.keys()}, own)
+
+
 def copy_in(folder: Path, saved: Saved, adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]) -> None:
-    """Copy saved tensors into an adaptation of the same layers. Names and shapes must match exactly."""
-    own = collect(adapters, trained)
-    if own.keys() != saved.tensors.keys():
-        missing, extra = sorted(own.keys() - saved.tensors.keys()), sorted(saved.tensors.keys() - own.keys())
+    """Copy saved tensors into an adaptation of the same layers and ranks."""
+    _copy(folder, saved.tensors, collect(adapters, trained))
+
+
+@torch.no_grad()
+def _copy(folder: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Copy by name. Names and shapes must match exactly; nothing is copied unless all do."""
+    if own.keys() != saved.keys():
+        missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
         raise FolderError(f"{folder / ADAPTER} does not hold what it should: missing {missing[:3]}, extra {extra[:3]}.")
     for name, tensor in own.items():
-        if tensor.shape != saved.tensors[name].shape:
-            raise FolderError(
-                f"{folder / ADAPTER}: {name} is {list(saved.tensors[name].shape)}, not {list(tensor.shape)}."
-            )
+        if tensor.shape != saved[name].shape:
+            raise FolderError(f"{folder / ADAPTER}: {name} is {list(saved[name].shape)}, not {list(tensor.shape)}.")
     for name, tensor in own.items():
-        tensor.copy_(saved.tensors[name])
-    for name, adapter in adapters.items():
-        for short, parameter in adapter.named_parameters(recurse=False):
-            parameter.requires_grad_(short in saved.layers[name]["trains"])
+        tensor.copy_(saved[name])

@@ -107,9 +107,9 @@ class AdaLoRA(LowRankMethod):
             if vars(self)[setting] is not None:
                 parse_span(vars(self)[setting], setting)
 
-    def build(self, base: nn.Module, site: Site, rank: int) -> AdaLoRALayer:
+    def build(self, base: nn.Module, site: Site) -> AdaLoRALayer:
         r0 = self.initial_rank(site.name)
-        return AdaLoRALayer(base, rank, 1.0 if self.alpha is None else self.alpha / r0, self)
+        return AdaLoRALayer(base, r0, 1.0 if self.alpha is None else self.alpha / r0, self)
 
     def controller(
         self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None
@@ -135,10 +135,19 @@ class BudgetController(Controller):
         self.layers, self.settings, self.phases = dict(layers), settings, phases
         self.start, self.end = start, end
         self.importance = Importance(self.parameters(), settings.beta1, settings.beta2)
-        self.signals: dict[int, Tensor] = {}  # last raw signal by parameter position, for score="raw_sensitivity"
+        self.signals: dict[
+            int, Tensor
+        ] = {}  # last raw signal by parameter position, for the scores that average nothing
         self.penalty = torch.zeros(())
         self.allocated = False  # whether any mask was decided
         self._finite = torch.tensor(True)
+
+    @property
+    def settled(self) -> bool:
+        return self.step > self.phases.finish
+
+    def summary(self) -> dict[str, float]:
+        return {"budget": cubic_budget(self.step, self.phases, self.start, self.end)}
 
     def parameters(self) -> list[nn.Parameter]:
         return [p for layer in self.layers.values() for p in layer.triplet()]
@@ -174,8 +183,11 @@ class BudgetController(Controller):
 
     @torch.no_grad()
     def _score(self, grad_scale: Tensor | None) -> None:
-        if self.step >= self.phases.finish or self.settings.score == "magnitude":
-            return  # the choice is fixed in the final phase; |λ| needs no state
+        if self.step >= self.phases.finish:
+            return  # the choice is fixed in the final phase
+        if self.settings.score == "magnitude":
+            self.signals = {3 * k + 1: a.lam.detach().abs() for k, a in enumerate(self.layers.values())}
+            return
         parameters = self.parameters()
         indices = [i for i, p in enumerate(parameters) if p.grad is not None]
         weights = [parameters[i] for i in indices]
@@ -209,12 +221,12 @@ class BudgetController(Controller):
     def _triplet_scores(self, first: int, layer: AdaLoRALayer) -> Tensor:
         """S (r,) of one layer, whose P, λ and Q stand at positions first, first + 1 and first + 2."""
         if self.settings.score == "magnitude":
-            return layer.lam.detach().abs()
+            return self._element_scores(first + 1, layer.lam)
         s_P, s_lam, s_Q = (self._element_scores(first + j, p) for j, p in enumerate(layer.triplet()))
         return s_lam + s_P.mean(dim=0) + s_Q.mean(dim=1)
 
     def _element_scores(self, index: int, parameter: Tensor) -> Tensor:
-        if self.settings.score == "raw_sensitivity":
+        if self.settings.score in ("raw_sensitivity", "magnitude"):
             return self.signals.get(index, torch.zeros_like(parameter))
         if self.settings.score == "sensitivity":
             return self.importance.mean[index]

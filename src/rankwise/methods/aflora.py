@@ -1,4 +1,4 @@
-"""AFLoRA:  Δ = diag(s_b) B diag(s_d) A    A (r, d_in), s_d (r,), B (d_out, r), s_b (d_out,)   (Liu et al., 2024, eq. 1).
+"""AFLoRA:  Δ = diag(s_b) B diag(s_d) A    A (r, d_in), s_d (r,), B (d_out, r), s_b (d_out,)  (Liu et al., 2024, eq. 1).
 
 All four train at first. Every projection matrix, each A and each B on its own, has the score
 
@@ -42,9 +42,8 @@ class AFLoRALayer(LowRank):
         self.s_d = nn.Parameter(torch.full((rank,), settings.init_gate, device=device))
         self.B = nn.Parameter(torch.empty(d_out, rank, device=device), requires_grad=projections_train)
         self.s_b = nn.Parameter(torch.zeros(d_out, device=device))
-        if rank:
-            nn.init.kaiming_uniform_(self.A)  # U(±√(6/d_in))
-            nn.init.kaiming_uniform_(self.B)  # U(±√(6/r))
+        nn.init.kaiming_uniform_(self.A)  # U(±√(6/d_in))
+        nn.init.kaiming_uniform_(self.B)  # U(±√(6/r))
 
     def factors(self) -> Factors:
         return Factors(self.B, self.A, gate=self.s_d, out=self.s_b)
@@ -97,8 +96,8 @@ class AFLoRA(LowRankMethod):
         """The paper's own schedule: one epoch of warmup, the last 70 % frozen. Leaves no room below 4 epochs."""
         return cls(**{"warmup": Epochs(1), "cooldown": 0.7, **settings})
 
-    def build(self, base: nn.Module, site: Site, rank: int) -> AFLoRALayer:
-        return AFLoRALayer(base, rank, self, self.scope in ("all", site.role))
+    def build(self, base: nn.Module, site: Site) -> AFLoRALayer:
+        return AFLoRALayer(base, self.initial_rank(site.name), self, self.scope in ("all", site.role))
 
     def controller(
         self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None
@@ -125,6 +124,13 @@ class FreezingController(Controller):
         self.importance = Importance(self.parameters(), settings.beta1, settings.beta2)
         self.window = [torch.zeros_like(p) for p in self.parameters()]  # J, running mean of I over the window
         self.frozen: set[int] = set()  # positions
+
+    @property
+    def settled(self) -> bool:
+        return len(self.frozen) == len(self.projections)
+
+    def summary(self) -> dict[str, float]:
+        return {"frozen": len(self.frozen) / len(self.projections)}
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.projections.values())

@@ -30,7 +30,7 @@ class LoRALayer(LowRank):
         self.B = nn.Parameter(torch.zeros(d_out, rank, device=device))
         if settings.init == "normal":
             nn.init.normal_(self.A, std=settings.init_std)
-        elif rank:
+        else:
             nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # U(±1/√d_in), as in the authors' library
 
     def factors(self) -> Factors:
@@ -59,8 +59,8 @@ class LoRA(LowRankMethod):
         if self.init_std <= 0:
             raise ConfigError(f"init_std={self.init_std} must be positive: a zero A and a zero B never learn.")
 
-    def build(self, base: nn.Module, site: Site, rank: int) -> LoRALayer:
+    def build(self, base: nn.Module, site: Site) -> LoRALayer:
         r0 = self.initial_rank(site.name)
         alpha = matching(self.alpha_pattern, site.name, self.alpha)
         over = math.sqrt(r0) if self.rank_stabilized else r0
-        return LoRALayer(base, rank, 1.0 if alpha is None else alpha / over, self)
+        return LoRALayer(base, r0, 1.0 if alpha is None else alpha / over, self)

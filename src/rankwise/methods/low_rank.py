@@ -45,14 +45,14 @@ class LowRankMethod(Method):
             raise ConfigError(f"rank_pattern={low}: ranks are at least 1; use exclude to leave a layer out.")
 
     @abstractmethod
-    def build(self, base: nn.Module, site: Site, rank: int) -> LowRank:
-        """The adapter for one base layer, holding `rank` ranks; its scale follows the settings, not `rank`."""
+    def build(self, base: nn.Module, site: Site) -> LowRank:
+        """The adapter for one base layer, with its initial rank."""
 
     def initial_rank(self, name: str) -> int:
         """r_0 of the layer `name`: the scale α/r_0 keeps it for ever, however many ranks are left."""
         return matching(self.rank_pattern, name, self.rank)
 
-    def install(self, model: nn.Module, ranks: Mapping[str, int] | None = None) -> Installed:
+    def install(self, model: nn.Module) -> Installed:
         """Check everything, build every adapter, then swap them in.
 
         Raises StateError if the model is adapted already, TargetError if targets or ranks do not fit it.
@@ -63,13 +63,12 @@ class LowRankMethod(Method):
         trained = trained_modules(view, self.also_train)
         sites = find_sites(view, self.targets, self.exclude, trained)
         self._check_ranks(sites)
-        adapters = {site.name: self._build(site, ranks) for site in sites}
+        adapters = {site.name: self._build(site) for site in sites}
         return _swap_in(model, sites, adapters, trained)
 
-    def _build(self, site: Site, ranks: Mapping[str, int] | None) -> LowRank:
+    def _build(self, site: Site) -> LowRank:
         base = site.module if site.rows is None else Block(site.module, *site.rows)
-        rank = self.initial_rank(site.name) if ranks is None else ranks[site.name]
-        return self.build(base, site, rank)
+        return self.build(base, site)
 
     def _check_ranks(self, sites: list[Site]) -> None:
         unused = [k for k in self.rank_pattern if not any(ends_in(s.name, k) for s in sites)]
@@ -98,6 +97,9 @@ def matching(pattern: Mapping[str, T], name: str, default: T) -> T:
 
 def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:
     frozen_before = {p: p.requires_grad for p in model.parameters()}
+    # by the names of the plain model: what is inside an adapted layer (a bias) has another path afterwards
+    everything = model.named_parameters(remove_duplicate=False)
+    heads = {n: p for n, p in everything if any(n == t or n.startswith(t + ".") for t in trained)}
     replacements: dict[str, nn.Module] = {}
     for site in sites:
         if site.rows is None:
@@ -114,7 +116,6 @@ def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], 
     for path, module in replacements.items():
         module.train(originals[path].training)
         model.set_submodule(path, module)
-    heads = {n: p for n, p in model.named_parameters() if any(n == t or n.startswith(t + ".") for t in trained)}
     for parameter in heads.values():
         parameter.requires_grad_(True)
 

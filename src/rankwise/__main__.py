@@ -1,0 +1,7 @@
+"""`python -m rankwise` is `rankwise`."""
+
+import sys
+
+from rankwise.cli import main
+
+sys.exit(main())

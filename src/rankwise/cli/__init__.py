@@ -1,0 +1,39 @@
+"""The command line: one file per command, each a `run(arguments) -> exit status`."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from rankwise.errors import RankwiseError, nearest
+
+# name -> (module, what it does); a module is imported when its command is called
+COMMANDS = {
+    "train": ("rankwise.cli.train", "train an adapter as a config file says, evaluate it and save it"),
+    "evaluate": ("rankwise.cli.evaluate", "compute the metrics of a finished run anew"),
+    "inspect": ("rankwise.cli.inspect", "show ranks and frozen projections of a run, or the layers of a model"),
+    "demo": ("rankwise.cli.demo", "run a small real job on a model and data that install with pip"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns its exit status: 0, 1 (it ran, and the answer is no), or 2 (it could not run)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"rankwise: unknown command {name!r}.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
+        return 2
+    run: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).run
+    try:
+        return run(rest)
+    except RankwiseError as error:
+        print(f"rankwise {name}: {error}", file=sys.stderr)
+        return 2
+
+
+def usage() -> str:
+    """The list of commands."""
+    lines = [f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(["usage: rankwise COMMAND [--help] ...", "", *lines])

@@ -1,0 +1,143 @@
+"""From a YAML file and the command line to a RunConfig, with the nearest name for whatever is unknown."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from rankwise.errors import ConfigError, nearest
+from rankwise.methods import METHODS
+from rankwise.train.config import RunConfig
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # field docstrings are the help texts
+
+
+def make_parser(command: str) -> jsonargparse.ArgumentParser:
+    """The parser of a command that takes a run's configuration."""
+    parser = jsonargparse.ArgumentParser(
+        prog=f"rankwise {command}",
+        usage=f"rankwise {command} CONFIG.yaml [--FIELD VALUE ...]",
+        description="Fields of CONFIG.yaml, each of which can be given on the command line too. "
+        f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}; on the command line "
+        "--method NAME and --method.SETTING VALUE.",
+        print_config=None,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--config", action=jsonargparse.ActionConfigFile, help="the config file; the same as giving it first"
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    return parser
+
+
+def parse(command: str, arguments: list[str]) -> tuple[RunConfig, bool]:
+    """(the configuration, whether it is only to be printed). Raises ConfigError for what is unknown or unreadable."""
+    parser = make_parser(command)
+    try:
+        parsed = parser.parse_args(_as_parser_reads(arguments))
+        built = parser.instantiate(parsed)
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(_explained(str(error), parser)) from error
+    return RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)}), parsed.print_config
+
+
+def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
+    """The RunConfig that a config file's content describes."""
+    return parse("train", ["--config", json.dumps(_parser_form(data))])[0]
+
+
+def _as_parser_reads(arguments: list[str]) -> list[str]:
+    """Files are read and checked here; method names become classes. A file may be given first or as --config."""
+    read: list[str] = []
+    takes: str | None = None
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if takes is not None:
+            read += [takes, _value(takes, argument)]
+            takes = None
+        elif position == 0 and not argument.startswith("-"):
+            read += ["--config", _value("--config", argument)]
+        elif option in ("--config", "--method", "--method.name"):
+            takes = "--config" if option == "--config" else "--method"
+            if equals:
+                read += [takes, _value(takes, value)]
+                takes = None
+        else:
+            read.append(argument)
+    return read if takes is None else [*read, takes]
+
+
+def _value(option: str, value: str) -> str:
+    if option == "--config":
+        return value if value.lstrip().startswith("{") else json.dumps(_parser_form(read_yaml(Path(value))))
+    if value.lstrip().startswith("{"):
+        return json.dumps(_method_class(yaml.safe_load(value)))
+    if value not in METHODS:
+        raise ConfigError(f"unknown method {value!r}; known are {sorted(METHODS)}.{nearest(value, METHODS)}")
+    return _class_path(value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError with the file, and for bad YAML with the line."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"config file {str(path)!r} must hold a mapping of fields, not {type(data).__name__}.")
+    return data
+
+
+def _parser_form(data: Mapping[str, Any]) -> dict[str, Any]:
+    check_keys(data, RunConfig, "")
+    return {**data, "method": _method_class(data["method"])} if "method" in data else dict(data)
+
+
+def check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
+    """Raise ConfigError at the first key of `data`, at any depth, that is no field of the dataclass `cls`."""
+    known = {f.name: f for f in fields(cls)}
+    for key, value in data.items():
+        if key not in known:
+            raise ConfigError(
+                f"unknown key {where + str(key)!r}; known here are {list(known)}.{nearest(str(key), known)}"
+            )
+        factory = known[key].default_factory if known[key].default_factory is not MISSING else known[key].type
+        if is_dataclass(factory) and isinstance(factory, type) and key != "method" and isinstance(value, Mapping):
+            check_keys(value, factory, f"{where}{key}.")
+
+
+def _method_class(method: Any) -> dict[str, Any]:
+    """{name: adalora, rank: 12} -> jsonargparse's {class_path: ..., init_args: {rank: 12}}."""
+    if isinstance(method, str):
+        method = {"name": method}
+    if not isinstance(method, Mapping) or "name" not in method:
+        raise ConfigError(f"method={method!r} must be a mapping with a name, such as {{name: adalora, rank: 12}}.")
+    settings = {key: value for key, value in method.items() if key != "name"}
+    if method["name"] not in METHODS:
+        raise ConfigError(
+            f"unknown method {method['name']!r}; known are {sorted(METHODS)}.{nearest(str(method['name']), METHODS)}"
+        )
+    check_keys(settings, METHODS[method["name"]], "method.")
+    return {"class_path": _class_path(method["name"]), "init_args": settings}
+
+
+def _class_path(name: str) -> str:
+    return f"{METHODS[name].__module__}.{METHODS[name].__name__}"
+
+
+def _explained(message: str, parser: jsonargparse.ArgumentParser) -> str:
+    """jsonargparse's message, with the nearest option behind an unknown one."""
+    marker = "unrecognized arguments: "
+    if marker not in message:
+        return message
+    option = message.partition(marker)[2].split()[0].partition("=")[0]
+    known = [o for action in parser._actions for o in action.option_strings]
+    known += [f"--method.{f.name}" for cls in METHODS.values() for f in fields(cls)]
+    return f"unknown option {option}.{nearest(option, known)} `rankwise train --help` lists all."

@@ -1,0 +1,59 @@
+"""rankwise inspect RUN|ADAPTER|MODEL"""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoConfig, AutoModel
+
+from rankwise.base_layers import sizes
+from rankwise.cli.tables import layer_table
+from rankwise.errors import FolderError
+from rankwise.io.folder import DESCRIPTION, read
+from rankwise.targets import ModelView
+from rankwise.train import record
+
+
+def run(arguments: list[str]) -> int:
+    parser = ArgumentParser(
+        prog="rankwise inspect",
+        description="Live ranks and frozen projections of a run or adapter; for a model, its linear layers and roles.",
+    )
+    parser.add_argument("what", type=str, help="a run folder, an adapter folder, a model folder or a hub id")
+    what = str(parser.parse_args(arguments).what)
+    for folder in (Path(what) / record.ADAPTER, Path(what)):
+        if (folder / DESCRIPTION).is_file():
+            return show_adapter(folder)
+    return show_model(what)
+
+
+def show_adapter(folder: Path) -> int:
+    saved = read(folder)
+    console = Console()
+    ranks = saved.ranks()
+    console.print(
+        f"{saved.method.name} on {saved.base_model['name']}: {len(ranks)} layers, {sum(ranks.values())} ranks live"
+    )
+    console.print(layer_table(ranks, saved.frozen))
+    if saved.trained:
+        console.print(f"trained in full: {', '.join(saved.trained)}")
+    return 0
+
+
+def show_model(name: str) -> int:
+    import torch
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FolderError(f"{name!r} is neither a run, an adapter nor a model: {reason}") from error
+    with torch.device("meta"):
+        view = ModelView(AutoModel.from_config(config))
+    table = Table("linear layer", "role", "out × in", title=f"{name} ({config.model_type})")
+    for layer, module in view.linears().items():
+        d_in, d_out = sizes(module)
+        table.add_row(layer, view.role(layer), f"{d_out} × {d_in}")
+    Console().print(table)
+    return 0

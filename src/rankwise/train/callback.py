@@ -1,0 +1,69 @@
+"""The way into any transformers Trainer: attaches the adaptation when training begins, saves it, lets it go."""
+
+import math
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from rankwise.adaptation import Adaptation
+from rankwise.errors import FolderError
+
+ADAPTER_FOLDER = "adapter"  # inside a checkpoint of a stock Trainer, beside its whole-model files
+
+
+class AdaptationCallback(TrainerCallback):
+    """`Trainer(..., callbacks=[AdaptationCallback(adaptation)])`: the total number of steps comes from the Trainer.
+
+    `history` is the JSON-lines file for the events; by default `history.jsonl` in the Trainer's output folder.
+    """
+
+    def __init__(self, adaptation: Adaptation, history: str | Path | None = None) -> None:
+        self.adaptation = adaptation
+        self.history = history
+        self.saves = True  # the mixin, whose checkpoints are adapter folders themselves, turns this off
+        self._attached = ExitStack()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        self.detach()  # a run that ended in an error left its hooks
+        if self.saves and state.global_step > 0:
+            self._restore(args, state)
+        steps_per_epoch = max(1, math.ceil(len(given["train_dataloader"]) / args.gradient_accumulation_steps))
+        history = self.history or Path(args.output_dir) / "history.jsonl"
+        attached = self.adaptation.attached(
+            given["optimizer"], state.max_steps, steps_per_epoch=steps_per_epoch, history=history
+        )
+        self._attached.enter_context(attached)
+
+    def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
+        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / ADAPTER_FOLDER
+        if not folder.is_dir():
+            raise FolderError(
+                f"training resumes at step {state.global_step}, but {folder} is not there: the adaptive state of that "
+                "checkpoint was not saved. Was the callback part of the run that wrote it?"
+            )
+        self.adaptation.restore(folder)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.flush()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.flush()
+        if self.saves and state.is_world_process_zero:
+            checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            self.adaptation.save(checkpoint / ADAPTER_FOLDER)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.detach()
+
+    def flush(self) -> None:
+        if self.adaptation.attachment is not None:
+            self.adaptation.attachment.flush()
+
+    def detach(self) -> None:
+        """Leave the optimizer. Safe to call twice."""
+        self._attached.close()

@@ -1,0 +1,109 @@
+"""What a run is, as settings: the whole of config.yaml and of the command line of `rankwise train`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rankwise.adapter import Method
+from rankwise.errors import ConfigError
+from rankwise.train.data_config import DataConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how fast, how precisely."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate of the adapters."""
+    head_learning_rate: float | None = None
+    """Peak learning rate of what trains in full beside them. None: the same."""
+    epochs: float = 3.0
+    """Passes over the training rows, unless `steps` is given."""
+    steps: int | None = None
+    """Optimizer steps of the whole run."""
+    batch_size: int = 16
+    """Rows per forward pass."""
+    gradient_accumulation: int = 1
+    """Forward passes per optimizer step."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices and adapter tensors."""
+    warmup: float = 0.06
+    """Share of the steps in which the learning rate rises."""
+    scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
+    """Course of the learning rate after its warmup."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
+    """AdamW, plain or fused."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of the forward pass; fp16 scales the loss."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: slower, less memory."""
+    evaluate_every: int | Literal["epoch", "never"] = "epoch"
+    """Steps between evaluations while training; the end is always evaluated."""
+    save_every: int | Literal["epoch", "never"] = "epoch"
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many checkpoints to keep."""
+    load_best: bool = False
+    """End with the best evaluated checkpoint; for a budgeted method, the best of the final phase."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    seed: int = 0
+    """Seed of adapters, heads, dropout and the order of the rows."""
+
+    def __post_init__(self) -> None:
+        least = {"learning_rate": 0, "epochs": 0, "batch_size": 1, "gradient_accumulation": 1, "weight_decay": 0}
+        least |= {"clip": 0, "keep_checkpoints": 1, "log_every": 1}
+        for name, minimum in least.items():
+            if vars(self)[name] < minimum:
+                raise ConfigError(f"training.{name}={vars(self)[name]} is too small; the least is {minimum}.")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"training.warmup={self.warmup} is a share of the steps and must be in [0, 1).")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"training.steps={self.steps}: a run has at least one step.")
+        if self.load_best and "never" in (self.evaluate_every, self.save_every):
+            raise ConfigError(
+                "training.load_best needs evaluations and checkpoints; set evaluate_every and save_every."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationConfig:
+    """How text is generated for evaluation: seq2seq always, causal models when `rows` is above 0."""
+
+    rows: int = 0
+    """Causal models: so many validation rows are generated and scored (prompt and completion only)."""
+    max_new_tokens: int = 64
+    """Longest generated text in tokens."""
+    beams: int = 1
+    """Beams of the search; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Exponent of the length in the score of a beam."""
+    no_repeat_ngram_size: int = 0
+    """No n-gram of this size occurs twice; 0 turns it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything a run is made from; `config.yaml` in a run folder is this, complete."""
+
+    model: str
+    """Hub id or folder of the model."""
+    method: Method
+    """The adaptation method and its settings: {name: adalora, rank: 12}."""
+    data: DataConfig
+    """Rows to train on and to evaluate on."""
+    output: str
+    """The run folder to write."""
+    task: str | None = None
+    """classification, regression, span-qa, causal-lm or seq2seq; None: guessed from columns and model, and said."""
+    init_from: str | None = None
+    """Start from this saved adapter's weights; its method and settings must be those given here."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How to train."""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    """How to generate text for evaluation."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off: such models are refused."""

@@ -1,0 +1,84 @@
+"""The final evaluation of a job: the same function after training and in `rankwise evaluate`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from rankwise.train.build import generation_config
+from rankwise.train.job import Job
+from rankwise.train.metrics import perplexity, text_scores
+from rankwise.train.token_loss import mean_token_loss
+
+Scores = dict[str, float]
+
+
+def evaluate(job: Job, trainer: Trainer) -> Scores:
+    """The task's metrics over the validation rows, the primary one among them."""
+    if job.task != "causal-lm":
+        found = trainer.evaluate(metric_key_prefix="eval")
+        kept = {k.removeprefix("eval_"): v for k, v in found.items() if isinstance(v, int | float)}
+        return {k: v for k, v in kept.items() if k not in _CLOCKS}
+    loss = mean_token_loss(job.model, _batches(trainer))
+    scores = {"loss": loss, "perplexity": perplexity(loss)}
+    return scores | (generated_scores(job) if job.config.generation.rows else {})
+
+
+_CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "epoch", "model_preparation_time", "num_tokens")
+
+
+def _batches(trainer: Trainer) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in trainer.get_eval_dataloader():
+        moved = trainer._prepare_inputs(batch)
+        yield {k: v for k, v in moved.items() if k in ("input_ids", "attention_mask", "labels", "position_ids")}
+
+
+def generated_scores(job: Job) -> Scores:
+    """Scores of what a causal model writes after each prompt of the first `generation.rows` validation rows."""
+    rows = job.prepared.validation.select(range(min(job.config.generation.rows, len(job.prepared.validation))))
+    prompts = list(rows["prompt"])
+    texts = generate(job, prompts)
+    references = [_content(c).strip() for c in rows["completion"]]
+    return text_scores([t.strip() for t in texts], [[r] for r in references])
+
+
+def sample_prompts(job: Job, count: int = 3) -> list[Any]:
+    """The first validation prompts of a causal model that generates, to show what it writes; else none."""
+    if job.task != "causal-lm" or not job.config.generation.rows:
+        return []
+    return list(job.prepared.validation["prompt"][:count])
+
+
+@torch.no_grad()
+def generate(job: Job, prompts: list[Any]) -> list[str]:
+    """What the model writes after each prompt (text, or a list of messages), batch by batch."""
+    if not prompts:
+        return []
+    tokenizer, model = job.tokenizer, job.model
+    config = generation_config(job)
+    training = model.training
+    model.eval()
+    written: list[str] = []
+    size = 2 * job.config.training.batch_size
+    try:
+        for start in range(0, len(prompts), size):
+            texts = [_as_text(tokenizer, p) for p in prompts[start : start + size]]
+            # padding on the left: what is generated must follow the prompt itself
+            inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+            out = model.generate(**inputs, generation_config=config)
+            written += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    finally:
+        model.train(training)
+    return written
+
+
+def _as_text(tokenizer: Any, prompt: Any) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _content(completion: Any) -> str:
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)

@@ -1,0 +1,98 @@
+"""A run's parts, made and checked before anything is written: rows, task, tokenizer, model, adaptation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from rankwise.adaptation import Adaptation, adapt, load
+from rankwise.errors import ConfigError
+from rankwise.train.columns import find_columns
+from rankwise.train.config import RunConfig
+from rankwise.train.data import load_rows
+from rankwise.train.metrics import Metrics, metrics_for
+from rankwise.train.prepare import prepare
+from rankwise.train.prepared import Prepared
+from rankwise.train.tasks import check_length, guess_task, task_named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a trainer is built from."""
+
+    config: RunConfig
+    task: str
+    task_reason: str
+    tokenizer: PreTrainedTokenizerBase
+    prepared: Prepared
+    metrics: Metrics
+    adaptation: Adaptation
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self.adaptation.model
+
+
+def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
+    """Read the rows, load the model, adapt it; with `adapter`, load that saved adapter instead of a new one.
+
+    Raises DataError, ConfigError or TargetError; nothing is written before this returns.
+    """
+    rows = load_rows(config.data)
+    columns = find_columns(rows, config.data)
+    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model_config = _from_pretrained(AutoConfig, config.model, source)
+    task, reason = guess_task(columns, rows["train"], model_config)
+    if config.task is not None:
+        task, reason = config.task, "the config says so"
+    head = task_named(task, model_config).model_class
+    check_length(config.data.max_length, model_config)
+    tokenizer = _tokenizer(config, source)
+    prepared = prepare(task, rows, columns, tokenizer, config.data)
+    set_seed(config.training.seed)  # heads, then adapters, are drawn from here on
+    model = _from_pretrained(head, config.model, source | _head_settings(task, prepared))
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return Job(
+        config=config,
+        task=task,
+        task_reason=reason,
+        tokenizer=tokenizer,
+        prepared=prepared,
+        metrics=metrics_for(task, labels=prepared.labels, tokenizer=tokenizer, spans=prepared.spans),
+        adaptation=_adaptation(config, model, adapter),
+    )
+
+
+def _adaptation(config: RunConfig, model: PreTrainedModel, adapter: Path | None) -> Adaptation:
+    if adapter is not None:
+        return load(model, adapter, resume=False)
+    adaptation = adapt(model, config.method)
+    if config.init_from is not None:
+        adaptation.start_from(config.init_from)
+    return adaptation
+
+
+def _tokenizer(config: RunConfig, source: dict[str, Any]) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, config.model, source)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoder families without one; padding is masked everywhere
+    return tokenizer
+
+
+def _head_settings(task: str, prepared: Prepared) -> dict[str, Any]:
+    if task == "classification" and prepared.labels is not None:
+        labels = prepared.labels
+        return {"num_labels": len(labels), "id2label": labels.id2label, "label2id": labels.label2id}
+    return {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
+
+
+def _from_pretrained(loader: Any, name: str, settings: dict[str, Any]) -> Any:
+    try:
+        return loader.from_pretrained(name, **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"model={name!r} cannot be loaded: {reason} Give a hub id or a folder with a model."
+        ) from error

@@ -1,0 +1,116 @@
+"""Adapter-only, atomic checkpoints and exact resume, as one mixin over transformers' trainers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+
+from rankwise.adaptation import Adaptation
+from rankwise.io.atomic import replaced_folder
+from rankwise.train.callback import AdaptationCallback
+
+_Base = Trainer if TYPE_CHECKING else object
+
+
+class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
+    """A Trainer whose checkpoints are native adapter folders with the optimizer's state beside.
+
+    It owns the adaptation's callback, so allocation cannot be left out.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        adaptation: Adaptation,
+        history: Path | None = None,
+        head_learning_rate: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.adaptation = adaptation
+        self.head_learning_rate = head_learning_rate
+        self.optimizer: torch.optim.Optimizer | None
+        super().__init__(*args, **kwargs)
+        self.adaptation_callback = AdaptationCallback(adaptation, history)
+        self.adaptation_callback.saves = False
+        self.add_callback(self.adaptation_callback)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.adaptation_callback.detach()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One group for adapter tensors and two for the heads: biases and norms do not decay."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer
+        if optimizer is None:
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            heads = list(self.adaptation.trained.values())
+            inside = {id(p) for p in heads}
+            adapters = [p for p in self.adaptation.parameters() if id(p) not in inside]
+            rate = self.args.learning_rate if self.head_learning_rate is None else self.head_learning_rate
+            matrices = [p for p in heads if p.ndim > 1]
+            vectors = [p for p in heads if p.ndim <= 1]
+            groups = [
+                {"params": adapters, "weight_decay": self.args.weight_decay},
+                {"params": matrices, "weight_decay": self.args.weight_decay, "lr": rate},
+                {"params": vectors, "weight_decay": 0.0, "lr": rate},
+            ]
+            self.optimizer = optimizer = cls([group for group in groups if group["params"]], **kwargs)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        self.adaptation.save(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """The whole checkpoint is staged, synced and renamed; only then are older ones removed."""
+        self.adaptation_callback.flush()
+        self.store_flos()
+        run = Path(self._get_output_dir(trial=trial))
+        best = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+        folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.state.best_global_step and (best == folder or best.exists()):
+            self.state.best_model_checkpoint = str(best)
+        with replaced_folder(folder) as staging:
+            self.save_model(str(staging), _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(str(staging))
+                self._save_scaler(str(staging))
+                self._save_rng_state(str(staging))
+            self.state.save_to_json(str(staging / "trainer_state.json"))
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder))
+        rotate_checkpoints(
+            output_dir=str(run),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self.adaptation.restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.adaptation.restore(self.state.best_model_checkpoint, resume=False)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Before the final phase of a budgeted method a checkpoint has more ranks than the run may end with."""
+        controller = self.adaptation.controller
+        if controller is not None and not controller.settled:
+            return False
+        is_best: bool = super()._determine_best_metric(metrics, trial)
+        return is_best
+
+
+class AdaptationTrainer(AdaptationMixin, Trainer):
+    """For classification, regression and span question answering."""
+
+
+class AdaptationSeq2SeqTrainer(AdaptationMixin, Seq2SeqTrainer):
+    """For encoder-decoders, evaluated by what they generate."""

@@ -1,0 +1,66 @@
+"""Guessing the task, and refusing models that cannot do it."""
+
+from typing import Any
+
+import datasets
+import pytest
+from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, RobertaConfig, T5Config
+
+from rankwise.errors import ConfigError
+from rankwise.train.columns import Columns
+from rankwise.train.prepare import PREPARERS
+from rankwise.train.tasks import TASKS, check_length, guess_task, task_named
+
+LABELLED = Columns(text="text", label="label")
+PAIR = Columns(prompt="document", completion="summary")
+QA = Columns(context="context", question="question", answers="answers")
+CASES: list[tuple[Columns, Any, Any, str, str]] = [
+    (LABELLED, "good", BertConfig(), "classification", "column 'label' holds words"),
+    (LABELLED, 1, BertConfig(), "classification", "column 'label' holds whole numbers"),
+    (LABELLED, 1, BartConfig(), "classification", "column 'label' holds whole numbers"),
+    (LABELLED, 1.5, BertConfig(), "regression", "column 'label' holds fractions"),
+    (QA, None, BertConfig(), "span-qa", "'answers'"),
+    (PAIR, None, BartConfig(), "seq2seq", "'document' and 'summary', and bart is an encoder-decoder"),
+    (PAIR, None, LlamaConfig(), "causal-lm", "'document' and 'summary'"),
+    (Columns(messages="messages"), None, LlamaConfig(), "causal-lm", "'messages'"),
+    (Columns(text="text"), None, LlamaConfig(), "causal-lm", "'text', and no label"),
+]
+
+
+@pytest.mark.parametrize(("columns", "label", "model", "task", "reason"), CASES)
+def test_guess(columns: Columns, label: Any, model: Any, task: str, reason: str) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["x"], "label": [label]})
+    guessed, why = guess_task(columns, rows, model)
+    assert guessed == task and reason in why
+
+
+def test_declared_classes_are_a_classification() -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["no", "yes"])})
+    rows = datasets.Dataset.from_dict({"label": [0]}, features=features)
+    assert guess_task(LABELLED, rows, BertConfig())[0] == "classification"
+
+
+def test_every_task_can_be_prepared() -> None:
+    assert TASKS.keys() == PREPARERS.keys()
+
+
+def test_a_model_without_the_head_is_refused() -> None:
+    assert task_named("seq2seq", T5Config()).model_class.__name__ == "AutoModelForSeq2SeqLM"
+    with pytest.raises(ConfigError, match=r"a gpt2 model has no head for task 'seq2seq'; it has one for .*causal-lm"):
+        task_named("seq2seq", GPT2Config())
+    with pytest.raises(ConfigError, match="Did you mean 'regression'"):
+        task_named("regresion", GPT2Config())
+
+
+@pytest.mark.parametrize(
+    ("model", "positions"),
+    [(BertConfig(), 512), (GPT2Config(), 1024), (RobertaConfig(max_position_embeddings=514), 512)],
+)
+def test_length_is_held_against_the_positions(model: Any, positions: int) -> None:
+    check_length(positions, model)
+    with pytest.raises(ConfigError, match=f"max_length={positions + 1} exceeds the {positions} positions"):
+        check_length(positions + 1, model)
+
+
+def test_t5_has_no_positions_to_run_out_of() -> None:
+    check_length(10_000, T5Config())
