@@ -100,9 +100,7 @@ class Adaptation:
         state fits. Raises FolderError if the folder is of another adaptation.
         """
         path = Path(path)
-        saved = files.read(path)
-        files.check_fits(path, saved, self.model)
-        self._take(path, saved, resume=resume)
+        self._take(path, files.read(path), resume=resume)
 
     def start_from(self, path: str | Path) -> None:
         """Take the adapter tensors of a saved adapter as the start of a new run; heads and ranks stay as they are.
@@ -159,7 +157,9 @@ class Adaptation:
         self._check_holds(inner)
         self._begin(total_steps, steps_per_epoch, None if history is None else Path(history))
         guarded = self._adapter_parameters() if self._decides() else []
-        with hook.hooked(hook.Attachment(inner, self.controller, self.history), guarded) as self.attachment:
+        settle = self.compact if self.method.compacts else None
+        attachment = hook.Attachment(inner, self.controller, self.history, settle)
+        with hook.hooked(attachment, guarded) as self.attachment:
             try:
                 yield self
             finally:

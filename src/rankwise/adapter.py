@@ -185,6 +185,11 @@ class Method(ABC):
     name: ClassVar[str]
     decides_while_training: ClassVar[bool] = False  # has a controller, so training it without one is an error
 
+    @property
+    def compacts(self) -> bool:
+        """Whether dead ranks are removed inside a run, as soon as nothing will be decided any more."""
+        return False
+
     @abstractmethod
     def install(self, model: nn.Module) -> Installed:
         """Check everything, then change the model: whole, or not at all."""

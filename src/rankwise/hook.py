@@ -6,7 +6,7 @@ acted or counted. While a model carries a controller, the first step of an optim
 being attached raises.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,8 +34,15 @@ def unwrapped(optimizer: Any) -> Optimizer:
 class Attachment:
     """One controller on one optimizer."""
 
-    def __init__(self, optimizer: Optimizer, controller: Controller | None, history: History) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        controller: Controller | None,
+        history: History,
+        settle: Callable[[], object] | None = None,  # called once, when the controller has settled
+    ) -> None:
         self.optimizer, self.controller, self.history = optimizer, controller, history
+        self._settle = None if controller is None or controller.settled else settle
         self.steps = 0  # real optimizer steps since it was attached
         self._void = False
         self._non_finite: Tensor | None = None  # () count on the device since the last flush
@@ -65,6 +72,9 @@ class Attachment:
             self.history.add(event)
         if any(isinstance(event, Froze) for event in events):
             self._release_moments(self.controller.parameters())
+        if self._settle is not None and self.controller.settled:
+            self._settle()
+            self._settle = None
 
     def _release_moments(self, parameters: Sequence[nn.Parameter]) -> None:
         for parameter in parameters:
@@ -74,7 +84,7 @@ class Attachment:
     def flush(self) -> None:
         """Put what the device still holds into the history."""
         if self._non_finite is not None and self.controller is not None:
-            self.history.add(SkippedNonFinite(self.controller.step, self._non_finite))
+            self.history.add(SkippedNonFinite(self.controller.step - 1, self._non_finite))
             self._non_finite = None
         self.history.flush()
 

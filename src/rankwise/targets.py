@@ -6,7 +6,7 @@ suffixes (one may name blocks of a fused weight: "c_attn[q,v]"), or one regular 
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,9 @@ class Site:
 
 def check_targets(targets: Targets, setting: str) -> None:
     """Raise ConfigError unless `targets` has one of the known forms."""
+    if not targets:
+        raise ConfigError(f"{setting} is empty. Write {KEYWORDS}, a list of suffixes, or one regular expression.")
     if isinstance(targets, str):
-        if not targets:
-            raise ConfigError(f"{setting} is empty. Write {KEYWORDS}, a list of suffixes, or one regular expression.")
         try:
             re.compile(targets)
         except re.error as error:
@@ -59,8 +59,8 @@ class ModelView:
         self.names = {id(m): n for n, m in model.named_modules()}
 
     def linears(self) -> dict[str, nn.Module]:
-        """Every adaptable linear of the whole model by name, in the order of the model."""
-        return {n: m for n, m in self.model.named_modules() if kind_of(m) is not None}
+        """Every adaptable linear inside the model by name, in the order of the model."""
+        return {n: m for n, m in self.model.named_modules() if n and kind_of(m) is not None}
 
     def in_backbone(self, name: str) -> bool:
         backbone = self.names[id(self.backbone)]
@@ -125,6 +125,7 @@ def find_sites(view: ModelView, targets: Targets, exclude: Targets | None, train
         if not chosen:
             raise TargetError(f"exclude={exclude!r} leaves none of the layers that targets={targets!r} matched.")
     sites = list(chosen.values())
+    _refuse_twice(sites)
     _refuse_tied(view, sites)
     return sites
 
@@ -178,18 +179,27 @@ def _named_blocks(view: ModelView, name: str, module: nn.Module, blocks: str) ->
 
 
 def _nothing(view: ModelView, linears: dict[str, nn.Module], target: str, setting: str) -> TargetError:
-    other = Counter(type(m).__name__ for n, m in view.model.named_modules() if n and n.endswith(target))
     endings = sorted({n.rpartition(".")[2] for n in linears})
+    other = Counter(type(m).__name__ for n, m in view.model.named_modules() if n.endswith(target) and n not in linears)
     what = f" (only {', '.join(other)}, which cannot be adapted)" if other else ""
+    if target in endings:  # as a list it would match, so it came as a string
+        what += f", for a string is one regular expression for whole names; write [{target!r}] for a name's ending"
     return TargetError(
         f"{setting}={target!r} matches no linear layer{what}. The model's linear layers end in {endings}; "
         f"the keywords are {list(KEYWORDS)}. `rankwise inspect MODEL` lists full names."
     )
 
 
+def _refuse_twice(sites: Sequence[Site]) -> None:
+    whole = {s.path for s in sites if s.rows is None}
+    for site in sites:
+        if site.rows is not None and site.path in whole:
+            raise TargetError(f"targets name {site.path} whole and its block {site.name} too. Name one of them.")
+
+
 def _refuse_tied(view: ModelView, sites: Sequence[Site]) -> None:
     owners: dict[int, list[str]] = {}
-    for name, module in view.model.named_modules():
+    for name, module in _places(view.model):
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(name)
@@ -200,3 +210,11 @@ def _refuse_tied(view: ModelView, sites: Sequence[Site]) -> None:
                 f"{site.path} shares its weight with {others[0]}; merging an update of one would change the other. "
                 f"Leave it out with exclude=[{site.path!r}], or untie the weights first."
             )
+
+
+def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every name a module is called by in its parent: unlike named_modules, twice where one has two names."""
+    for parent, module in model.named_modules():
+        for name, child in module._modules.items():
+            if child is not None:
+                yield f"{parent}.{name}".lstrip("."), child

@@ -157,12 +157,11 @@ def test_every_adapter_of_every_architecture_trains(architecture: Architecture):
 
 
 @each_pair
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")  # its successor needs a newer floor
 def test_gradient_checkpointing_gives_the_same_gradients(architecture: Architecture, row: Row):
     adaptation, batch = trained(architecture, row.method, steps=2), architecture.batch()
     plain = gradients(adaptation.model, batch)
-    adaptation.model.gradient_checkpointing_enable({"use_reentrant": False})
-    assert adaptation.model.is_gradient_checkpointing
+    adaptation.model.activation_checkpointing_enable({"use_reentrant": False})
+    assert adaptation.model.is_activation_checkpointing
     checkpointed = gradients(adaptation.model, batch)
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():

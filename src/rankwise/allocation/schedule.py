@@ -3,6 +3,7 @@
 Steps are optimizer steps counted from 0. T: total steps, t_i: warmup, t_f: cooldown, ΔT: every.
 """
 
+import re
 from dataclasses import dataclass
 from math import trunc
 
@@ -30,13 +31,10 @@ Span = int | float | str | Epochs  # steps, a fraction of the run below 1, "2 ep
 def parse_span(span: Span, setting: str) -> int | float | Epochs:
     """The span as written in settings, checked; raises ConfigError naming the setting."""
     if isinstance(span, str):
-        number, _, unit = span.strip().partition(" ")
-        try:
-            span = Epochs(float(number))
-        except ValueError:
-            unit = ""
-        if unit not in ("epoch", "epochs"):
+        count = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+) epochs?\s*", span)
+        if count is None:
             raise ConfigError(f"{setting}={span!r} is no span. {_SPANS}")
+        span = Epochs(float(count[1]))
     if isinstance(span, bool) or not isinstance(span, int | float | Epochs):
         raise ConfigError(f"{setting}={span!r} is no span. {_SPANS}")
     if isinstance(span, float) and not 0 <= span < 1:

@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RankwiseError as error:
         print(f"rankwise {name}: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:  # --help of a command
+        return int(stop.code or 0)
 
 
 def usage() -> str:

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import yaml
 
+from rankwise.cli import arguments as command_line
+from rankwise.cli.explain import explained
 from rankwise.errors import ConfigError, nearest
 from rankwise.methods import METHODS
 from rankwise.train.config import RunConfig
@@ -18,37 +20,49 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # 
 
 def make_parser(command: str) -> jsonargparse.ArgumentParser:
     """The parser of a command that takes a run's configuration."""
-    parser = jsonargparse.ArgumentParser(
-        prog=f"rankwise {command}",
+    parser = command_line.make_parser(
+        command,
         usage=f"rankwise {command} CONFIG.yaml [--FIELD VALUE ...]",
         description="Fields of CONFIG.yaml, each of which can be given on the command line too. "
         f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}; on the command line "
-        "--method NAME and --method.SETTING VALUE.",
+        "--method NAME and --method.SETTING VALUE; a method named there keeps what it shares of the file's settings.",
         print_config=None,
-        exit_on_error=False,
     )
     parser.add_argument(
         "--config", action=jsonargparse.ActionConfigFile, help="the config file; the same as giving it first"
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the unfinished run in `output` from its last checkpoint"
+    )
     parser.add_class_arguments(RunConfig, as_group=False)
     return parser
 
 
-def parse(command: str, arguments: list[str]) -> tuple[RunConfig, bool]:
-    """(the configuration, whether it is only to be printed). Raises ConfigError for what is unknown or unreadable."""
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """What a command line says."""
+
+    config: RunConfig
+    print_config: bool
+    resume: bool
+
+
+def parse(command: str, arguments: list[str]) -> Parsed:
+    """Raises ConfigError for what is unknown or unreadable."""
     parser = make_parser(command)
     try:
         parsed = parser.parse_args(_as_parser_reads(arguments))
         built = parser.instantiate(parsed)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(_explained(str(error), parser)) from error
-    return RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)}), parsed.print_config
+        raise ConfigError(explained(str(error), command, _options(parser), RunConfig)) from error
+    config = RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
+    return Parsed(config=config, print_config=parsed.print_config, resume=parsed.resume)
 
 
 def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
     """The RunConfig that a config file's content describes."""
-    return parse("train", ["--config", json.dumps(_parser_form(data))])[0]
+    return parse("train", ["--config", json.dumps(_parser_form(data))]).config
 
 
 def _as_parser_reads(arguments: list[str]) -> list[str]:
@@ -87,9 +101,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 (byte {error.start + 1})"
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {reason}.") from error
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigError(f"config file {str(path)!r}{line}: not YAML ({error.problem}).") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"config file {str(path)!r} is not YAML: {error}") from error
+        raise ConfigError(f"config file {str(path)!r}: not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"config file {str(path)!r} must hold a mapping of fields, not {type(data).__name__}.")
     return data
@@ -109,7 +127,10 @@ def check_keys(data: Mapping[str, Any], cls: type, where: str) -> None:
                 f"unknown key {where + str(key)!r}; known here are {list(known)}.{nearest(str(key), known)}"
             )
         factory = known[key].default_factory if known[key].default_factory is not MISSING else known[key].type
-        if is_dataclass(factory) and isinstance(factory, type) and key != "method" and isinstance(value, Mapping):
+        if is_dataclass(factory) and isinstance(factory, type) and key != "method":
+            if not isinstance(value, Mapping):
+                names = [f.name for f in fields(factory)]
+                raise ConfigError(f"{where}{key}={value!r} is not possible; {key} takes a mapping of fields: {names}.")
             check_keys(value, factory, f"{where}{key}.")
 
 
@@ -132,12 +153,16 @@ def _class_path(name: str) -> str:
     return f"{METHODS[name].__module__}.{METHODS[name].__name__}"
 
 
-def _explained(message: str, parser: jsonargparse.ArgumentParser) -> str:
-    """jsonargparse's message, with the nearest option behind an unknown one."""
-    marker = "unrecognized arguments: "
-    if marker not in message:
-        return message
-    option = message.partition(marker)[2].split()[0].partition("=")[0]
-    known = [o for action in parser._actions for o in action.option_strings]
-    known += [f"--method.{f.name}" for cls in METHODS.values() for f in fields(cls)]
-    return f"unknown option {option}.{nearest(option, known)} `rankwise train --help` lists all."
+def _options(parser: jsonargparse.ArgumentParser) -> list[str]:
+    settings = {f"--method.{f.name}" for cls in METHODS.values() for f in fields(cls)}
+    return [*command_line.options(parser), *sorted(settings)]
+
+
+def full_help(command: str) -> str:
+    """What `--help` prints: every field, and every setting of every method."""
+    parts = [make_parser(command).format_help()]
+    for name, cls in METHODS.items():
+        parser = jsonargparse.ArgumentParser(add_help=False, usage=f"--method {name} [--method.SETTING VALUE ...]")
+        parser.add_class_arguments(cls, "method")
+        parts.append(parser.format_help().removeprefix("usage: "))
+    return "\n".join(parts)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModel
 
 from rankwise.base_layers import sizes
+from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.console import make_console
 from rankwise.cli.tables import layer_table
 from rankwise.errors import FolderError
 from rankwise.io.folder import DESCRIPTION, read
@@ -16,12 +16,12 @@ from rankwise.train import record
 
 
 def run(arguments: list[str]) -> int:
-    parser = ArgumentParser(
-        prog="rankwise inspect",
+    parser = make_parser(
+        "inspect",
         description="Live ranks and frozen projections of a run or adapter; for a model, its linear layers and roles.",
     )
     parser.add_argument("what", type=str, help="a run folder, an adapter folder, a model folder or a hub id")
-    what = str(parser.parse_args(arguments).what)
+    what = str(parse_arguments(parser, arguments).what)
     for folder in (Path(what) / record.ADAPTER, Path(what)):
         if (folder / DESCRIPTION).is_file():
             return show_adapter(folder)
@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
 
 def show_adapter(folder: Path) -> int:
     saved = read(folder)
-    console = Console()
+    console = make_console()
     ranks = saved.ranks()
     console.print(
         f"{saved.method.name} on {saved.base_model['name']}: {len(ranks)} layers, {sum(ranks.values())} ranks live"
@@ -55,5 +55,5 @@ def show_model(name: str) -> int:
     for layer, module in view.linears().items():
         d_in, d_out = sizes(module)
         table.add_row(layer, view.role(layer), f"{d_out} × {d_in}")
-    Console().print(table)
+    make_console().print(table)
     return 0

@@ -36,7 +36,7 @@ def layer_table(ranks: Mapping[str, int], frozen: list[str]) -> Table:
     rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
     short_rows, short_columns = _short(rows), _short(columns)
     table = Table(title="live ranks")
-    table.add_column("layer")
+    table.add_column("layer", no_wrap=True)
     for column in columns:
         table.add_column(short_columns[column], justify="right", overflow="fold")
     for row in rows:

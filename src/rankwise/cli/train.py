@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from rankwise.cli.config_file import make_parser, parse
+from rankwise.cli.config_file import full_help, parse
+from rankwise.cli.console import make_console
 from rankwise.cli.tables import layer_table, result_table
 from rankwise.io.folder import read
 from rankwise.train import record
@@ -17,15 +18,15 @@ from rankwise.train.run import Result, train
 
 def run(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
-        make_parser("train").print_help()
+        print(full_help("train"))
         return 0
-    config, only_print = parse("train", arguments)
-    if only_print:
-        yaml.safe_dump(record.config_as_dict(config), sys.stdout, sort_keys=False, allow_unicode=True)
+    given = parse("train", arguments)
+    if given.print_config:
+        yaml.safe_dump(record.config_as_dict(given.config), sys.stdout, sort_keys=False, allow_unicode=True)
         return 0
     quiet_libraries()
-    console = Console()
-    report(config, train(config, console), console)
+    console = make_console()
+    report(given.config, train(given.config, console, resume=given.resume), console)
     return 0
 
 

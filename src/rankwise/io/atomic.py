@@ -1,10 +1,12 @@
-"""Folders that are either the old one or the new one, whenever the process dies."""
+"""Folders and files that are either the old one or the new one, whenever the process dies."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rankwise.errors import FolderError
 
@@ -47,6 +49,25 @@ def recover(target: Path) -> None:
     if aside.exists() and not target.exists():
         aside.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a crash in between leaves no half of it under its name."""
+    aside = _beside(folder, "old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data` so that the file is either the old one or the new one. Raises FolderError with the path."""
+    staging = _beside(path, "staging")
+    try:
+        staging.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        _sync(staging)
+        staging.replace(path)
+    except OSError as error:
+        raise FolderError(f"could not write {path}: {error}. What was there before is unchanged.") from error
 
 
 def _beside(target: Path, what: str) -> Path:

@@ -24,7 +24,7 @@ from rankwise.allocation.selection import keep_above, keep_top
 from rankwise.base_layers import sizes, weight
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
-from rankwise.methods.low_rank import LowRankMethod
+from rankwise.methods.low_rank import LowRankMethod, check_alpha, is_count
 from rankwise.targets import Site
 
 
@@ -89,13 +89,19 @@ class AdaLoRA(LowRankMethod):
     init_std: float = 0.02
     """Standard deviation of P and Q at the start."""
 
+    compact_at_end_of_budget: bool = False
+    """Remove dead triplets, their gradients and their moments as soon as the final phase begins."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.target_rank <= self.rank:
+        check_alpha(self.alpha)
+        if not is_count(self.target_rank) or self.target_rank > self.rank:
             raise ConfigError(
                 f"target_rank={self.target_rank} must be between 1 and rank={self.rank}: a budget only falls. "
                 "Raise rank (1.5 × target_rank is usual) or lower target_rank."
             )
+        if self.budget is not None and not is_count(self.budget):
+            raise ConfigError(f"budget={self.budget} is the number of triplets that live at the end: at least 1.")
         for setting in ("beta1", "beta2"):
             if not 0 <= vars(self)[setting] < 1:
                 raise ConfigError(f"{setting}={vars(self)[setting]} is the decay of a running mean: in [0, 1).")
@@ -104,8 +110,12 @@ class AdaLoRA(LowRankMethod):
         if self.init_std <= 0:
             raise ConfigError(f"init_std={self.init_std} must be positive: zero P and Q never learn.")
         for setting in ("warmup", "cooldown", "every"):
-            if vars(self)[setting] is not None:
+            if setting != "every" or self.every is not None:
                 parse_span(vars(self)[setting], setting)
+
+    @property
+    def compacts(self) -> bool:
+        return self.compact_at_end_of_budget
 
     def build(self, base: nn.Module, site: Site) -> AdaLoRALayer:
         r0 = self.initial_rank(site.name)

@@ -38,6 +38,7 @@ class AFLoRALayer(LowRank):
         device = weight(base).device
         super().__init__(base, rank, settings.dropout, device)
         d_in, d_out = sizes(base)
+        self.projections_train = projections_train  # at the start of a run, whatever has frozen since
         self.A = nn.Parameter(torch.empty(rank, d_in, device=device), requires_grad=projections_train)
         self.s_d = nn.Parameter(torch.full((rank,), settings.init_gate, device=device))
         self.B = nn.Parameter(torch.empty(d_out, rank, device=device), requires_grad=projections_train)
@@ -108,7 +109,9 @@ class AFLoRA(LowRankMethod):
         warmup, cooldown, every = (steps_of(s, n, total_steps, steps_per_epoch) for n, s in spans.items())
         phases = Phases(total_steps, warmup, cooldown, every)
         layers = {n: a for n, a in adapters.items() if isinstance(a, AFLoRALayer)}
-        projections = {f"{n}.{m}": p for n, a in layers.items() for m, p in (("A", a.A), ("B", a.B)) if p.requires_grad}
+        projections = {
+            f"{n}.{m}": p for n, a in layers.items() for m, p in (("A", a.A), ("B", a.B)) if a.projections_train
+        }
         if not projections:
             raise ConfigError(
                 f"scope={self.scope!r}: none of the adapted layers is of that kind, so nothing can freeze."

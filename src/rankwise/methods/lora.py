@@ -12,7 +12,7 @@ from rankwise.adapter import LowRank
 from rankwise.base_layers import sizes, weight
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
-from rankwise.methods.low_rank import LowRankMethod, matching
+from rankwise.methods.low_rank import LowRankMethod, check_alpha, matching
 from rankwise.targets import Site
 
 
@@ -44,7 +44,7 @@ class LoRA(LowRankMethod):
     name: ClassVar[str] = "lora"
 
     alpha: float | None = None
-    """The update is scaled by alpha/rank; None means alpha = rank, a scale of 1."""
+    """The update is scaled by alpha/rank; None means alpha = rank."""
     rank_stabilized: bool = False
     """Scale by alpha/√rank instead (rsLoRA, Kalajdzievski, 2023)."""
     init: Literal["kaiming", "normal"] = "kaiming"
@@ -56,11 +56,13 @@ class LoRA(LowRankMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_alpha(self.alpha)
+        for name, alpha in self.alpha_pattern.items():
+            check_alpha(alpha, f"alpha_pattern[{name!r}]")
         if self.init_std <= 0:
             raise ConfigError(f"init_std={self.init_std} must be positive: a zero A and a zero B never learn.")
 
     def build(self, base: nn.Module, site: Site) -> LoRALayer:
         r0 = self.initial_rank(site.name)
-        alpha = matching(self.alpha_pattern, site.name, self.alpha)
-        over = math.sqrt(r0) if self.rank_stabilized else r0
-        return LoRALayer(base, r0, 1.0 if alpha is None else alpha / over, self)
+        alpha = matching(self.alpha_pattern, site.name, r0 if self.alpha is None else self.alpha)
+        return LoRALayer(base, r0, alpha / (math.sqrt(r0) if self.rank_stabilized else r0), self)

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypeVar, get_args, get_origin
 
 from torch import nn
 
 from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
 from rankwise.base_layers import Block, sizes
-from rankwise.errors import ConfigError, StateError, TargetError
+from rankwise.errors import ConfigError, StateError, TargetError, nearest
 from rankwise.targets import ModelView, Site, check_targets, find_sites, trained_modules
 
 T = TypeVar("T")
@@ -33,16 +33,25 @@ class LowRankMethod(Method):
     """Other ranks for the layers whose names end in the key."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigError(f"rank={self.rank}: a low-rank update needs a rank of at least 1.")
+        self._check_choices()
+        if not is_count(self.rank):
+            raise ConfigError(f"rank={self.rank!r}: a low-rank update needs a whole rank of at least 1.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is a probability and must be in [0, 1).")
         check_targets(self.targets, "targets")
         if self.exclude is not None:
             check_targets(self.exclude, "exclude")
-        low = {name: rank for name, rank in self.rank_pattern.items() if rank < 1}
+        low = {name: rank for name, rank in self.rank_pattern.items() if not is_count(rank)}
         if low:
-            raise ConfigError(f"rank_pattern={low}: ranks are at least 1; use exclude to leave a layer out.")
+            raise ConfigError(f"rank_pattern={low}: ranks are whole and at least 1; use exclude to leave a layer out.")
+
+    def _check_choices(self) -> None:
+        """Raise ConfigError for a word that is none of those its setting takes; it would pass for the default."""
+        for setting in fields(self):
+            value = vars(self)[setting.name]
+            if get_origin(setting.type) is Literal and value not in get_args(setting.type):
+                words = list(get_args(setting.type))
+                raise ConfigError(f"{setting.name}={value!r} is none of {words}.{nearest(str(value), words)}")
 
     @abstractmethod
     def build(self, base: nn.Module, site: Site) -> LowRank:
@@ -71,9 +80,10 @@ class LowRankMethod(Method):
         return self.build(base, site)
 
     def _check_ranks(self, sites: list[Site]) -> None:
-        unused = [k for k in self.rank_pattern if not any(ends_in(s.name, k) for s in sites)]
-        if unused:
-            raise TargetError(f"rank_pattern names {unused[0]!r}, which is none of the {len(sites)} adapted layers.")
+        for setting in ("rank_pattern", "alpha_pattern"):
+            for key in vars(self).get(setting, {}):  # not every method has an alpha for each layer
+                if not any(ends_in(s.name, key) for s in sites):
+                    raise TargetError(f"{setting} names {key!r}, which is none of the {len(sites)} adapted layers.")
         for site in sites:
             d_in, d_out = sizes(site.module)
             d_out = d_out if site.rows is None else site.rows[1] - site.rows[0]
@@ -82,6 +92,17 @@ class LowRankMethod(Method):
                     f"rank={self.initial_rank(site.name)} is above the largest possible rank {min(d_in, d_out)} of "
                     f"{site.name} ({d_out} × {d_in}). Lower the rank, set rank_pattern for it, or exclude it."
                 )
+
+
+def is_count(value: object) -> bool:
+    """Whether a setting is a whole number of at least 1; True is none."""
+    return type(value) is int and value >= 1
+
+
+def check_alpha(alpha: float | None, setting: str = "alpha") -> None:
+    """Raise ConfigError for an alpha with which nothing would be learnt."""
+    if alpha is not None and not alpha > 0:
+        raise ConfigError(f"{setting}={alpha} scales the update and must be positive.")
 
 
 def ends_in(name: str, suffix: str) -> bool:
@@ -95,11 +116,18 @@ def matching(pattern: Mapping[str, T], name: str, default: T) -> T:
     return pattern[max(keys, key=len)] if keys else default
 
 
+def _under(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
+    """The parameters in the named modules, or so named themselves; a tied one once."""
+    found: dict[nn.Parameter, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if any(name == n or name.startswith(n + ".") for n in names):
+            found.setdefault(parameter, name)
+    return {name: parameter for parameter, name in found.items()}
+
+
 def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:
     frozen_before = {p: p.requires_grad for p in model.parameters()}
-    # by the names of the plain model: what is inside an adapted layer (a bias) has another path afterwards
-    everything = model.named_parameters(remove_duplicate=False)
-    heads = {n: p for n, p in everything if any(n == t or n.startswith(t + ".") for t in trained)}
+    heads = _under(model, trained)  # by the plain model's names: in an adapted layer they change
     replacements: dict[str, nn.Module] = {}
     for site in sites:
         if site.rows is None:

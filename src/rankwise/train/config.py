@@ -1,11 +1,21 @@
 """What a run is, as settings: the whole of config.yaml and of the command line of `rankwise train`."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rankwise.adapter import Method
 from rankwise.errors import ConfigError
 from rankwise.train.data_config import DataConfig
+
+
+def check_least(section: str, settings: Any, least: int, names: Iterable[str]) -> None:
+    """Raise ConfigError for a number below `least`, infinite or NaN. Words and None pass."""
+    for name in names:
+        value = vars(settings)[name]
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise ConfigError(f"{section}.{name}={value} is not possible; it must be a number from {least} on.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +62,31 @@ class TrainingConfig:
     """Seed of adapters, heads, dropout and the order of the rows."""
 
     def __post_init__(self) -> None:
-        least = {"learning_rate": 0, "epochs": 0, "batch_size": 1, "gradient_accumulation": 1, "weight_decay": 0}
-        least |= {"clip": 0, "keep_checkpoints": 1, "log_every": 1}
-        for name, minimum in least.items():
-            if vars(self)[name] < minimum:
-                raise ConfigError(f"training.{name}={vars(self)[name]} is too small; the least is {minimum}.")
+        at_least_1 = ("steps", "batch_size", "gradient_accumulation", "keep_checkpoints", "log_every")
+        check_least("training", self, 1, (*at_least_1, "evaluate_every", "save_every"))
+        check_least("training", self, 0, ("learning_rate", "head_learning_rate", "weight_decay", "clip", "seed"))
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"training.warmup={self.warmup} is a share of the steps and must be in [0, 1).")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"training.steps={self.steps}: a run has at least one step.")
-        if self.load_best and "never" in (self.evaluate_every, self.save_every):
+        if not 0 < self.epochs < math.inf:
+            raise ConfigError(
+                f"training.epochs={self.epochs}: a run takes some of the rows, such as 0.5 of them, or 3."
+            )
+        if self.seed >= 2**32:
+            raise ConfigError(f"training.seed={self.seed} is too large; the largest is {2**32 - 1}.")
+        if self.load_best:
+            self._check_best()
+
+    def _check_best(self) -> None:
+        evaluate, save = self.evaluate_every, self.save_every
+        if "never" in (evaluate, save):
             raise ConfigError(
                 "training.load_best needs evaluations and checkpoints; set evaluate_every and save_every."
+            )
+        in_steps = isinstance(evaluate, int) and isinstance(save, int)
+        if evaluate != save and not (in_steps and save % evaluate == 0):  # type: ignore[operator]
+            raise ConfigError(
+                f"training.load_best needs an evaluation with every checkpoint; evaluate_every={evaluate!r} and "
+                f"save_every={save!r} do not meet. Make them equal, or save_every a multiple of evaluate_every."
             )
 
 
@@ -81,6 +104,10 @@ class GenerationConfig:
     """Exponent of the length in the score of a beam."""
     no_repeat_ngram_size: int = 0
     """No n-gram of this size occurs twice; 0 turns it off."""
+
+    def __post_init__(self) -> None:
+        check_least("generation", self, 1, ("max_new_tokens", "beams"))
+        check_least("generation", self, 0, ("rows", "no_repeat_ngram_size"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rankwise.adaptation import Adaptation, adapt, load
@@ -76,6 +77,12 @@ def _adaptation(config: RunConfig, model: PreTrainedModel, adapter: Path | None)
 
 def _tokenizer(config: RunConfig, source: dict[str, Any]) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, config.model, source)
+    special = len(tokenizer.all_special_ids)
+    if len(tokenizer) <= special:  # what transformers makes when there are no files: every word would be unknown
+        raise ConfigError(
+            f"model={config.model!r} brings no tokenizer: its vocabulary holds {special} special tokens and no word. "
+            "Save the tokenizer into the model's folder with tokenizer.save_pretrained(folder)."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # decoder families without one; padding is masked everywhere
     return tokenizer
@@ -91,8 +98,11 @@ def _head_settings(task: str, prepared: Prepared) -> dict[str, Any]:
 def _from_pretrained(loader: Any, name: str, settings: dict[str, Any]) -> Any:
     try:
         return loader.from_pretrained(name, **settings)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        path = Path(name).expanduser()
+        local = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
+        missing = local and not path.exists()
+        reason = f"there is no folder {path}." if missing else str(error).strip().split("\n")[0]
         raise ConfigError(
             f"model={name!r} cannot be loaded: {reason} Give a hub id or a folder with a model."
         ) from error

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.adaptation import Adaptation
+from rankwise.train.record import finite
 
 
 class ProgressCallback(TrainerCallback):
@@ -39,6 +40,10 @@ class ProgressCallback(TrainerCallback):
             self.loss = f"loss {float(logs['loss']):.3f}"
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after a run that ended in an error. Safe to call twice."""
         self.bar.stop()
 
     def _standing(self) -> str:
@@ -55,9 +60,18 @@ class MetricsFile(TrainerCallback):
         self.path = path
         self.began = time.monotonic()
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
+        """Cut the file back to the checkpoint that the run continues from."""
+        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
+        # the last line may have been cut short by the crash, and is later than any checkpoint
+        kept = [line for line in lines[:-1] if json.loads(line)["step"] <= state.global_step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **given: Any
     ) -> None:
         line = {"step": state.global_step, "seconds": round(time.monotonic() - self.began, 3), **(logs or {})}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, default=float) + "\n")
+            file.write(json.dumps(finite(line), default=float) + "\n")

@@ -1,12 +1,14 @@
 """The run folder: config.yaml, environment.json, history.jsonl, metrics.jsonl, results.json, adapter/, checkpoints/."""
 
 import json
+import math
 import platform
 import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import yaml
 
 from rankwise.adapter import Method
 from rankwise.errors import ConfigError, FolderError
+from rankwise.io.atomic import write_json
 from rankwise.io.folder import method_as_dict
 from rankwise.train.config import RunConfig
 
@@ -41,12 +44,21 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def begin(folder: Path, config: RunConfig) -> None:
-    """Make the run folder, with configuration and environment. Raises FolderError if another run is in it."""
+def finite(data: Any) -> Any:
+    """`data` with None for NaN and infinities, which JSON has not."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def begin(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Make the run folder, with configuration and environment; with `resume`, an unfinished run of the same
+    configuration may be in it. Raises FolderError if another run is."""
+    check_output(folder, config, resume=resume)
     if (folder / CONFIG).exists():
-        raise FolderError(f"{folder} holds a run already. Give another output, or remove that folder.")
-    if folder.exists() and not folder.is_dir():
-        raise FolderError(f"output={str(folder)!r} is a file, not a folder.")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config_as_dict(config), sort_keys=False, allow_unicode=True)
@@ -56,20 +68,38 @@ def begin(folder: Path, config: RunConfig) -> None:
         raise FolderError(f"output={str(folder)!r} cannot be written: {error}.") from error
 
 
+def check_output(folder: Path, config: RunConfig, *, resume: bool) -> None:
+    """Raise what `begin` would, without making the folder."""
+    if (folder / CONFIG).exists():
+        _check_resumable(folder, config, resume)
+    elif folder.exists() and not folder.is_dir():
+        raise FolderError(f"output={str(folder)!r} is a file, not a folder.")
+
+
+def _check_resumable(folder: Path, config: RunConfig, resume: bool) -> None:
+    if not resume:
+        raise FolderError(f"{folder} holds a run already. Continue it with --resume, or give another output.")
+    if (folder / RESULTS).exists():
+        raise FolderError(f"{folder} holds a finished run; there is nothing to resume. `rankwise evaluate` reads it.")
+    saved, given = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), config_as_dict(config)
+    for key in given:
+        if saved.get(key) != given[key]:
+            raise ConfigError(
+                f"{folder} was begun with {key}={saved.get(key)!r}, and is to be resumed with {key}={given[key]!r}. "
+                f"Resume with {folder / CONFIG}, or begin a new run in another output."
+            )
+
+
 def environment() -> dict[str, Any]:
     """What a run depends on beside its configuration."""
     packages = ("rankwise", "torch", "transformers", "accelerate", "datasets", "trl", "torchmetrics")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: version(name) for name in packages if find_spec(name) is not None},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -1,17 +1,20 @@
 """A whole run: job, baseline, training, evaluation, files."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from rankwise.io.atomic import write_json
 from rankwise.train import record
 from rankwise.train.build import build_trainer
 from rankwise.train.config import RunConfig
 from rankwise.train.evaluation import Scores, evaluate, generate, sample_prompts
 from rankwise.train.job import Job, make_job
 from rankwise.train.progress import MetricsFile, ProgressCallback
+from rankwise.train.trainer import complete_checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class Result:
     before: Scores  # the untouched model, or empty where the majority class says more
     baseline: dict[str, float | str] | None  # name, metric, value
     steps: int
+    training_loss: float
     trainable_start: int
     trainable_end: int
     total_parameters: int
@@ -32,14 +36,20 @@ class Result:
     samples: list[dict[str, str]]  # prompt, before, after; of causal models that generate
 
 
-def train(config: RunConfig, console: Console) -> Result:
-    """Train, evaluate and save. Everything is checked before the run folder is made."""
+def train(config: RunConfig, console: Console, *, resume: bool = False) -> Result:
+    """Train, evaluate and save. Everything is checked before the run folder is made.
+
+    With `resume`, continue the unfinished run in `config.output` from its last checkpoint, or begin if there is none.
+    """
     folder = Path(config.output)
+    record.check_output(folder, config, resume=resume)
     job = make_job(config)
+    _check_schedule(job)
     _say_what(job, console)
-    record.begin(folder, config)
+    record.begin(folder, config, resume=resume)
     trainer = build_trainer(job, folder, folder / record.HISTORY)
-    trainer.add_callback(ProgressCallback(job.adaptation, console))
+    progress = ProgressCallback(job.adaptation, console)
+    trainer.add_callback(progress)
     trainer.add_callback(MetricsFile(folder / record.METRICS))
     prompts = sample_prompts(job)
     with job.adaptation.disabled():
@@ -47,7 +57,11 @@ def train(config: RunConfig, console: Console) -> Result:
         before_texts = generate(job, prompts)
     start_count = job.adaptation.count()
     began = time.monotonic()
-    trainer.train()
+    checkpoints = complete_checkpoints(folder / record.CHECKPOINTS)
+    try:
+        output = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    finally:
+        progress.close()
     seconds = time.monotonic() - began
     scores = evaluate(job, trainer)
     result = Result(
@@ -57,6 +71,7 @@ def train(config: RunConfig, console: Console) -> Result:
         before=before,
         baseline=None if job.prepared.baseline is None else vars(job.prepared.baseline),
         steps=trainer.state.global_step,
+        training_loss=output.training_loss,
         trainable_start=start_count,
         trainable_end=job.adaptation.count(),
         total_parameters=sum(p.numel() for p in job.model.parameters()),
@@ -68,7 +83,7 @@ def train(config: RunConfig, console: Console) -> Result:
         ],
     )
     job.adaptation.save(folder / record.ADAPTER)
-    record.write_json(folder / record.RESULTS, vars(result))
+    write_json(folder / record.RESULTS, record.finite(vars(result)))
     return result
 
 
@@ -76,6 +91,18 @@ def evaluate_run(folder: Path, config: RunConfig) -> Scores:
     """The metrics of a finished run's adapter, computed anew from its files."""
     job = make_job(config, folder / record.ADAPTER)
     return evaluate(job, build_trainer(job, folder, None))
+
+
+def _check_schedule(job: Job) -> None:
+    """Make the run's controller and let it go: a schedule that leaves no room is refused before anything is written.
+
+    On several devices there are fewer steps than this counts; the trainer, which knows, refuses then.
+    """
+    settings, adaptation = job.config.training, job.adaptation
+    batches = math.ceil(len(job.prepared.train) / settings.batch_size)
+    steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
+    steps = math.ceil(settings.epochs * steps_per_epoch) if settings.steps is None else settings.steps
+    adaptation.method.controller(adaptation.adapters, steps, steps_per_epoch)
 
 
 def _say_what(job: Job, console: Console) -> None:

