@@ -158,7 +158,8 @@ class Adaptation:
         self._begin(total_steps, steps_per_epoch, None if history is None else Path(history))
         guarded = self._adapter_parameters() if self._decides() else []
         settle = self.compact if self.method.compacts else None
-        attachment = hook.Attachment(inner, self.controller, self.history, settle)
+        start = 0 if self._run is None else self._run["steps"]
+        attachment = hook.Attachment(inner, self.controller, self.history, self._names(), start, settle)
         with hook.hooked(attachment, guarded) as self.attachment:
             try:
                 yield self
@@ -182,13 +183,13 @@ class Adaptation:
     def merge(self) -> nn.Module:
         """Add every update to its weight, in float32 with one rounding, and give back the plain model. Heads stay as
         trained. The adaptation is over: it holds nothing any more."""
+        self._check_detached()
         surgery.merge(self.adapters)
         return self.undo()
 
     def undo(self) -> nn.Module:
         """Take the adapters out: the original modules are back, with the `requires_grad` they had."""
-        if self.attachment is not None:
-            raise StateError("an optimizer is attached; leave its `with` block before taking the adapters out.")
+        self._check_detached()
         self._undo()
         self.adapters, self.trained, self.controller, self._trains = {}, {}, None, []
         return self.model
@@ -230,6 +231,10 @@ class Adaptation:
         frozen = self.frozen()
         return "\n".join(lines + ([f"frozen: {len(frozen)} projections"] if frozen else []))
 
+    def _names(self) -> dict[nn.Parameter, str]:
+        own = {p: f"{n}.{t}" for n, a in self.adapters.items() for t, p in a.named_parameters(recurse=False)}
+        return own | {p: name for name, p in self.trained.items()}
+
     def _adapter_parameters(self) -> list[nn.Parameter]:
         return [p for adapter in self.adapters.values() for p in adapter.parameters(recurse=False)]
 
@@ -239,6 +244,10 @@ class Adaptation:
 
     def _decides(self) -> bool:
         return type(self.method).decides_while_training
+
+    def _check_detached(self) -> None:
+        if self.attachment is not None:
+            raise StateError("an optimizer is attached; leave its `with` block before taking the adapters out.")
 
     def _check_holds(self, optimizer: torch.optim.Optimizer) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}

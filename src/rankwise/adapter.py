@@ -19,7 +19,8 @@ from rankwise.low_rank_op import Factors, low_rank_branch, low_rank_linear
 class LowRank(nn.Module, ABC):
     """y = base(x) + Δ x, where a method says only what the thin factors of Δ are.
 
-    The base is frozen by whoever puts the layer into a model. Adapter parameters are float32 whatever the base is, and are cast at the matrix product.
+    The base is frozen by whoever puts the layer into a model. Adapter parameters are float32 whatever the base is, and
+    are cast at the matrix product.
     """
 
     # Where the rank lies in each tensor of the layer, so that compaction is written once: {"P": 1, "lam": 0, "Q": 0}.
@@ -133,9 +134,11 @@ class Controller(ABC):
     step: int = 0
 
     @abstractmethod
-    def observe(self, finite: Tensor, grad_scale: Tensor | None) -> None:
-        """`finite`: () bool on the device, whether every gradient is finite; if not, nothing may be averaged in.
-        `grad_scale`: the loss scale the gradients still carry, or None."""
+    def observe(self, grad_scale: Tensor | None) -> None:
+        """Take in this step's gradients, all finite; a parameter may have none.
+
+        `grad_scale`: the loss scale () that they still carry, or None.
+        """
 
     @abstractmethod
     def act(self) -> Sequence[Any]:

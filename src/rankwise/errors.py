@@ -5,6 +5,7 @@
     │   └── ScheduleError  the schedule leaves no room in the run it was given
     ├── TargetError        the targets do not fit the model
     ├── StateError         the call is right, the moment is wrong (adapted twice, optimizer not attached, ...)
+    ├── NonFiniteError     gradients stay NaN or infinite, step after step
     ├── DataError          a data file or its columns, labels or rows cannot be used
     └── FolderError        an adapter or run folder is missing, broken, or made for another model
 
@@ -34,6 +35,10 @@ class TargetError(RankwiseError, ValueError):
 
 class StateError(RankwiseError, RuntimeError):
     """The call came at a moment when it cannot be carried out."""
+
+
+class NonFiniteError(RankwiseError, ArithmeticError):
+    """Gradients were NaN or infinite in too many steps in a row."""
 
 
 class DataError(RankwiseError, ValueError):

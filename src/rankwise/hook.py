@@ -6,7 +6,7 @@ acted or counted. While a model carries a controller, the first step of an optim
 being attached raises.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from rankwise.adapter import Controller
 from rankwise.allocation.history import Froze, History, SkippedNonFinite
-from rankwise.errors import StateError
+from rankwise.errors import NonFiniteError, StateError
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
@@ -39,27 +40,25 @@ class Attachment:
         optimizer: Optimizer,
         controller: Controller | None,
         history: History,
+        names: Mapping[nn.Parameter, str],  # of the parameters, for people
+        steps_before: int,  # of the run, when it was attached
         settle: Callable[[], object] | None = None,  # called once, when the controller has settled
     ) -> None:
         self.optimizer, self.controller, self.history = optimizer, controller, history
+        self.names, self.steps_before = names, steps_before
         self._settle = None if controller is None or controller.settled else settle
         self.steps = 0  # real optimizer steps since it was attached
         self._void = False
-        self._non_finite: Tensor | None = None  # () count on the device since the last flush
+        self._bad_in_a_row = 0
 
     def before_step(self, *_: Any) -> None:
         found_inf = vars(self.optimizer).get("found_inf")  # set by GradScaler for the length of a fused step
         self._void = found_inf is not None and bool(found_inf)
-        if self._void or self.controller is None:
+        if self._void:
             return
-        # a layer that lost every rank has gradients without elements
-        gradients = [p.grad for p in self.controller.parameters() if p.grad is not None and p.grad.numel()]
-        if not gradients:
-            return
-        finite = all_finite(gradients)
-        skipped = (~finite).long()
-        self._non_finite = skipped if self._non_finite is None else self._non_finite + skipped
-        self.controller.observe(finite, vars(self.optimizer).get("grad_scale"))
+        self._drop_non_finite()
+        if self.controller is not None:
+            self.controller.observe(vars(self.optimizer).get("grad_scale"))
 
     def after_step(self, *_: Any) -> None:
         if self._void:
@@ -76,24 +75,44 @@ class Attachment:
             self._settle()
             self._settle = None
 
+    def _drop_non_finite(self) -> None:
+        """If any gradient is NaN or infinite, take all of them away: the step then moves nothing and teaches nothing.
+
+        This is the one place in a step that waits for the device: averaged into moments, one NaN would be the end of
+        the run. Raises NonFiniteError after MOST_BAD_STEPS such steps in a row.
+        """
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters or all_finite([p.grad for p in parameters if p.grad is not None]):
+            self._bad_in_a_row = 0
+            return
+        bad = [p for p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
+        names = tuple(self.names.get(p, "a parameter of the model") for p in bad)
+        self.history.add(SkippedNonFinite(self.steps_before + self.steps, names))
+        for parameter in parameters:
+            parameter.grad = None
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row == MOST_BAD_STEPS:
+            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise NonFiniteError(
+                f"the gradients were NaN or infinite in {MOST_BAD_STEPS} steps in a row, now those of {shown}. "
+                "The weights are as they were before. Lower the learning rate, look at the rows of these steps, "
+                "or train in bf16 or fp32 instead of fp16."
+            )
+
     def _release_moments(self, parameters: Sequence[nn.Parameter]) -> None:
         for parameter in parameters:
             if not parameter.requires_grad:
                 self.optimizer.state.pop(parameter, None)
 
-    def flush(self) -> None:
-        """Put what the device still holds into the history."""
-        if self._non_finite is not None and self.controller is not None:
-            self.history.add(SkippedNonFinite(self.controller.step - 1, self._non_finite))
-            self._non_finite = None
-        self.history.flush()
+
+MOST_BAD_STEPS = 20
 
 
-def all_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """() bool, on the device of the first gradient: the largest magnitude of each gradient is finite."""
+def all_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether the largest magnitude of every gradient is finite."""
     largest = torch._foreach_norm([g.detach() for g in gradients], ord=torch.inf)
     first = gradients[0].device
-    return torch.isfinite(torch.stack([m.to(first, torch.float32) for m in largest])).all()
+    return bool(torch.isfinite(torch.stack([m.to(first, torch.float32) for m in largest])).all())
 
 
 @contextmanager
@@ -111,19 +130,20 @@ def hooked(attachment: Attachment, guarded: Sequence[nn.Parameter]) -> Iterator[
     finally:
         for hook in hooks:
             hook.remove()
-        _ATTACHED[:] = [o for o in _ATTACHED if o is not optimizer]
-        attachment.flush()
+        _ATTACHED.remove(optimizer)  # once: it may be attached to another model too
+        attachment.history.flush()
 
 
 # Parameters whose training a controller has to see, held weakly: they leave with their model.
 _GUARDED = WeakTensorKeyDictionary()
 _ATTACHED: list[Optimizer] = []
+_HANDLES: list[RemovableHandle] = []  # of the one global hook, from the first guarded parameter on
 
 
 def guard(parameters: Sequence[nn.Parameter]) -> None:
     """From now on, an optimizer that steps one of these without being attached raises at its first step."""
-    if not _GUARDED and parameters:
-        _refuse_unattached.handle = register_optimizer_step_pre_hook(_refuse_unattached)  # type: ignore[attr-defined]
+    if parameters and not _HANDLES:
+        _HANDLES.append(register_optimizer_step_pre_hook(_refuse_unattached))
     for parameter in parameters:
         _GUARDED[parameter] = True
 

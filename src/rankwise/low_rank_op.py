@@ -87,7 +87,7 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
         h = rows @ down.T  # (N, r)
-        # on `x` as it came: on `rows` a product without contiguity takes another kernel, which is not the base bit for bit
+        # of `x` as it came: for `rows` of a non-contiguous x another kernel is taken, which is not the base bit for bit
         y = F.linear(x, weight, bias).reshape(-1, weight.shape[0])  # (N, d_out)
         if out is None and gate is None:
             y.addmm_(h, up.T, alpha=scale)

@@ -51,10 +51,10 @@ class Froze:
 
 @dataclass(frozen=True)
 class SkippedNonFinite:
-    """Gradients were not finite since the last event of this kind; importance was not updated in those steps."""
+    """Some gradients were NaN or infinite: this step moved no weight and taught no importance."""
 
     step: int
-    count: Tensor  # ()
+    names: tuple[str, ...]  # whose gradients
     kind: str = "skipped_non_finite"
 
 
@@ -123,7 +123,7 @@ class History:
 
     def flush(self) -> None:
         """Wait for the device, and put pending events into `lines` and the file."""
-        new = [line for line in map(as_json, self._pending) if line.get("count") != 0]
+        new = [as_json(event) for event in self._pending]
         self._pending.clear()
         self.lines += new
         if self._path is not None and new:

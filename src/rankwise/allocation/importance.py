@@ -19,6 +19,8 @@ Signal = Literal["gradient", "sensitivity", "relative_gradient"]
 
 def raw_signal(signal: Signal, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """I per element, float32: |g|, |w · g|, or |g / w| (0 where w is 0)."""
+    if not gradients:
+        return []
     g32 = [g.detach().float() for g in gradients]
     if signal == "gradient":
         return list(torch._foreach_abs(g32))
@@ -41,17 +43,17 @@ class Importance:
         self.uncertainty = [torch.zeros_like(t, dtype=torch.float32) for t in like]  # Ū
 
     @torch.no_grad()
-    def update(self, indices: Sequence[int], signals: Sequence[Tensor], finite: Tensor) -> None:
-        """Average in one step's signals, for the tensors at `indices`. Does nothing, on the device, if not `finite`."""
+    def update(self, indices: Sequence[int], signals: Sequence[Tensor]) -> None:
+        """Average in one step's signals, for the tensors at `indices`."""
         if not indices:
             return
         mean = [self.mean[i] for i in indices]
         uncertainty = [self.uncertainty[i] for i in indices]
         signals = list(signals)
-        _average_in(mean, signals, self.beta1, finite)
+        _average_in(mean, signals, self.beta1)
         deviation = list(torch._foreach_sub(signals, mean))
         torch._foreach_abs_(deviation)
-        _average_in(uncertainty, deviation, self.beta2, finite)
+        _average_in(uncertainty, deviation, self.beta2)
 
     def score(self, index: int) -> Tensor:
         """s = Ī · Ū of one tensor."""
@@ -73,12 +75,7 @@ class Importance:
             own.copy_(state[name])
 
 
-def _average_in(running: list[Tensor], new: list[Tensor], beta: float, finite: Tensor) -> None:
-    """running ← β running + (1 − β) new, or running unchanged if not finite."""
-    decay = torch.where(finite, beta, 1.0)
-    gain = torch.where(finite, 1.0 - beta, 0.0)
-    added = torch._foreach_mul(new, gain)
-    for a in added:
-        torch.nan_to_num_(a, nan=0.0, posinf=0.0, neginf=0.0)  # 0 · inf is NaN: it must not reach the running mean
-    torch._foreach_mul_(running, decay)
-    torch._foreach_add_(running, added)
+def _average_in(running: list[Tensor], new: list[Tensor], beta: float) -> None:
+    """running ← β running + (1 − β) new"""
+    torch._foreach_mul_(running, beta)
+    torch._foreach_add_(running, new, alpha=1 - beta)

@@ -9,7 +9,8 @@ from rankwise.errors import ConfigError
 
 
 def make_parser(command: str, **settings: Any) -> jsonargparse.ArgumentParser:
-    return jsonargparse.ArgumentParser(prog=f"rankwise {command}", exit_on_error=False, **settings)
+    """A parser that raises instead of exiting, and takes no abbreviations: a typing mistake must not pass for one."""
+    return jsonargparse.ArgumentParser(prog=f"rankwise {command}", exit_on_error=False, allow_abbrev=False, **settings)
 
 
 def parse_arguments(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> Any:

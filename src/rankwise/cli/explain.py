@@ -19,8 +19,9 @@ def explained(message: str, command: str, options: Iterable[str], config: type |
         return unknown_option(message.partition(UNRECOGNIZED)[2].split()[0], command, list(options))
     if REQUIRED in message:
         names = message.partition(REQUIRED)[2].split("\n")[0]
-        where = "" if config is None else f" Write it into the config file, or give --{names.split(', ')[0]}."
-        return f"{names} is missing.{where}"
+        if config is None:
+            return f"{names} is missing. `rankwise {command} --help` shows what it takes."
+        return f"{names} is missing. Write it into the config file, or give --{names.split(', ')[0]}."
     if config is not None:
         told = wrong_setting(message) or wrong_value(message, config)
         if told:

@@ -150,7 +150,6 @@ class BudgetController(Controller):
         ] = {}  # last raw signal by parameter position, for the scores that average nothing
         self.penalty = torch.zeros(())
         self.allocated = False  # whether any mask was decided
-        self._finite = torch.tensor(True)
 
     @property
     def settled(self) -> bool:
@@ -162,8 +161,7 @@ class BudgetController(Controller):
     def parameters(self) -> list[nn.Parameter]:
         return [p for layer in self.layers.values() for p in layer.triplet()]
 
-    def observe(self, finite: Tensor, grad_scale: Tensor | None) -> None:
-        self._finite = finite
+    def observe(self, grad_scale: Tensor | None) -> None:
         if self.settings.orthogonality:
             self._add_penalty(grad_scale)
         if self.settings.score_at == "before_step":
@@ -203,13 +201,12 @@ class BudgetController(Controller):
         weights = [parameters[i] for i in indices]
         gradients = [p.grad for p in weights if p.grad is not None]
         signals = raw_signal("sensitivity", weights, gradients)
-        if grad_scale is not None:
+        if grad_scale is not None and signals:
             torch._foreach_div_(signals, grad_scale)
         if self.settings.score == "raw_sensitivity":
-            for i, signal in zip(indices, signals, strict=True):
-                self.signals[i] = torch.where(self._finite, signal, self.signals.get(i, torch.zeros_like(signal)))
+            self.signals |= dict(zip(indices, signals, strict=True))
         else:
-            self.importance.update(indices, signals, self._finite)
+            self.importance.update(indices, signals)
 
     def _is_due(self) -> bool:
         """Every ΔT steps while the budget falls, and once when the final phase begins."""

@@ -126,6 +126,7 @@ class FreezingController(Controller):
         self.projections, self.settings, self.phases = dict(projections), settings, phases
         self.importance = Importance(self.parameters(), settings.beta1, settings.beta2)
         self.window = [torch.zeros_like(p) for p in self.parameters()]  # J, running mean of I over the window
+        self.seen = [0] * len(self.projections)  # how many I are in J
         self.frozen: set[int] = set()  # positions
 
     @property
@@ -139,21 +140,22 @@ class FreezingController(Controller):
         return list(self.projections.values())
 
     @torch.no_grad()
-    def observe(self, finite: Tensor, grad_scale: Tensor | None) -> None:
-        """τ = t mod ΔT. At τ = 0 the window closes: Ī and Ū take J, and J starts again; else J averages in I."""
-        tau = self.step % self.phases.every
+    def observe(self, grad_scale: Tensor | None) -> None:
+        """Every ΔT steps the window closes: Ī and Ū take J, the mean of I over its steps that had a gradient."""
         parameters = self.parameters()
-        training = [i for i in range(len(parameters)) if i not in self.frozen]
-        if tau == 0 and self.step > 0:
-            self.importance.update(training, [self.window[i] for i in training], torch.ones_like(finite))
-        indices = [i for i in training if parameters[i].grad is not None]
+        if self.step % self.phases.every == 0:
+            closing = [i for i in range(len(parameters)) if i not in self.frozen and self.seen[i]]
+            self.importance.update(closing, [self.window[i] for i in closing])
+            self.seen = [0] * len(parameters)
+        indices = [i for i, p in enumerate(parameters) if i not in self.frozen and p.grad is not None]
         weights = [parameters[i] for i in indices]
         signals = raw_signal(self.settings.signal, weights, [p.grad for p in weights if p.grad is not None])
         if grad_scale is not None and signals:
             torch._foreach_div_(signals, grad_scale)
         for i, signal in zip(indices, signals, strict=True):
-            mean = signal if tau == 0 else (self.window[i] * tau + signal) / (tau + 1)
-            self.window[i] = torch.where(finite, mean, self.window[i])
+            n = self.seen[i]
+            self.window[i] = (self.window[i] * n + signal) / (n + 1)
+            self.seen[i] += 1
 
     def act(self) -> Sequence[Event]:
         events = self._freeze() if self._is_due() else []
@@ -201,12 +203,12 @@ class FreezingController(Controller):
 
     def state_dict(self) -> dict[str, Any]:
         window = {f"window.{i}": t for i, t in enumerate(self.window)}
-        numbers = {"step": self.step, "frozen": sorted(self.frozen)}
+        numbers = {"step": self.step, "frozen": sorted(self.frozen), "seen": list(self.seen)}
         return {"tensors": self.importance.state_dict() | window, "numbers": numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.step = state["numbers"]["step"]
+        self.step, self.seen = state["numbers"]["step"], list(state["numbers"]["seen"])
         for i in state["numbers"]["frozen"]:
             self._freeze_one(i)
         self.importance.load_state_dict(state["tensors"])
-        self.window = [state["tensors"][f"window.{i}"].clone() for i in range(len(self.window))]
+        self.window = [state["tensors"][f"window.{i}"].to(p.device) for i, p in enumerate(self.parameters())]

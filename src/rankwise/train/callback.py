@@ -61,8 +61,7 @@ class AdaptationCallback(TrainerCallback):
         self.detach()
 
     def flush(self) -> None:
-        if self.adaptation.attachment is not None:
-            self.adaptation.attachment.flush()
+        self.adaptation.history.flush()
 
     def detach(self) -> None:
         """Leave the optimizer. Safe to call twice."""

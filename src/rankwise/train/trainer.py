@@ -12,6 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankwise.adaptation import Adaptation
+from rankwise.errors import NonFiniteError
 from rankwise.io.atomic import remove_folder, replaced_folder, write_json
 from rankwise.train.callback import AdaptationCallback
 
@@ -54,6 +55,9 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         """As Trainer's; a resumed run ends bit for bit where the uninterrupted one does, its training loss included."""
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except NonFiniteError:
+            self._save_checkpoint(self.model_wrapped, None)  # of the last good weights
+            raise
         finally:
             self.adaptation_callback.detach()
         return output._replace(training_loss=self._mean_loss())
