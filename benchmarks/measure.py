@@ -1,0 +1,109 @@
+"""Times steps side by side: all cases in one process, in turn, round after round; medians, and ratios in a round."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+
+from cases import Case
+
+Row = dict[str, Any]
+
+
+def seconds(step: Callable[[], Any], cuda: bool) -> float:
+    """Of one step, by CUDA events on a GPU and by the clock elsewhere."""
+    if not cuda:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    step()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def interleaved(cases: Sequence[Case], rounds: int, warmups: int, cuda: bool) -> list[Row]:
+    """Median seconds of each case, and the median over rounds of its ratio to the first case of the same round."""
+    for case in cases:
+        for _ in range(warmups):
+            case.step()
+    times: list[list[float]] = [[seconds(case.step, cuda) for case in cases] for _ in range(rounds)]
+    rows = []
+    for i, case in enumerate(cases):
+        own = [round_[i] for round_ in times]
+        ratios = [round_[i] / round_[0] for round_ in times]
+        spread = statistics.quantiles(ratios, n=4) if rounds > 1 else [ratios[0]] * 3
+        rows.append(
+            {
+                "case": case.name,
+                "ms": round(1000 * statistics.median(own), 3),
+                "ratio": round(statistics.median(ratios), 4),
+                "ratio_quartiles": [round(spread[0], 4), round(spread[2], 4)],
+                "trainable": case.trainable,
+            }
+        )
+    return rows
+
+
+def cuda_peak(build: Callable[[], Case], warmups: int) -> tuple[str, int, int]:
+    """(name, peak bytes above what a resident model takes, bytes that stay) of one case alone."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    case = build()
+    for _ in range(warmups):
+        case.step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    case.step()
+    torch.cuda.synchronize()
+    peak, stays = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated() - before
+    case.close()
+    return case.name, peak, stays
+
+
+def machine() -> Row:
+    """Where and with what the numbers were taken."""
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }
+
+
+def table(rows: Sequence[Row], title: str) -> str:
+    """The rows as Markdown."""
+    memory = any("peak_mib" in row for row in rows)
+    head = "| case | ms / step | ÷ floor | quartiles | trainable |" + (" peak MiB |" if memory else "")
+    lines = [f"### {title}", "", head, "|" + "---|" * (head.count("|") - 1)]
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        cells = [
+            row["case"],
+            f"{row['ms']:.1f}",
+            f"{row['ratio']:.3f}",
+            f"{low:.3f}-{high:.3f}",
+            f"{row['trainable']:,}",
+        ]
+        cells += [f"{row['peak_mib']:,}"] if memory and "peak_mib" in row else ([""] if memory else [])
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def keep(folder: Path, name: str, tables: Sequence[str], data: Row) -> None:
+    """Write the Markdown table and the numbers behind it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    where = ", ".join(f"{k} {v}" for k, v in machine().items())
+    (folder / f"{name}.md").write_text("\n".join([f"# {name}", "", where, "", *tables]), encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine(), **data}, indent=1) + "\n", encoding="utf-8")
