@@ -31,7 +31,9 @@ model = BertForSequenceClassification(BertConfig(vocab_size=64, num_labels=2, **
 adaptation = rw.adapt(model, rw.AdaLoRA(rank=6, target_rank=4))
 
 with tempfile.TemporaryDirectory() as folder:
-    arguments = TrainingArguments(folder, max_steps=60, learning_rate=5e-3, report_to="none", disable_tqdm=True)
+    arguments = TrainingArguments(
+        folder, max_steps=60, learning_rate=5e-3, save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False
+    )
     callback = rw.AdaptationCallback(adaptation)
     Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=[callback]).train()
 

@@ -97,7 +97,9 @@ def test_delta_is_what_the_branch_multiplies_with():
     x, _, _, *factors = problem(True, True, False)
     delta = Factors(*factors, scale=1.5).delta()
     assert delta.dtype == torch.float32
-    torch.testing.assert_close(low_rank_branch(x, Factors(*factors, scale=1.5)), x @ delta.double().T, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        low_rank_branch(x, Factors(*factors, scale=1.5)), x @ delta.double().T, rtol=1e-5, atol=1e-6
+    )
 
 
 # ------------------------------------------------------------------ when it is taken

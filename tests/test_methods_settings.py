@@ -1,5 +1,6 @@
 """Settings are checked when they are made, and a schedule when it meets a run."""
 
+import inspect
 import re
 from dataclasses import FrozenInstanceError, fields, replace
 
@@ -80,8 +81,6 @@ def test_settings_are_frozen_and_keyword_only():
 @pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
 def test_every_setting_says_what_it_is(cls):
     """A string right behind each field: the documentation, and the help of the command line."""
-    import inspect
-
     for parent in cls.__mro__[:-3]:
         own = [f.name for f in fields(parent) if f.name in vars(parent).get("__annotations__", {})]
         source = inspect.getsource(parent)

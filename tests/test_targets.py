@@ -251,11 +251,6 @@ class Sharing(nn.Module):
         self.second = self.first
 
 
-def test_a_layer_under_two_names_is_refused():
-    with pytest.raises(rw.TargetError, match="first shares its weight with second"):
-        rw.adapt(Sharing(), rw.LoRA(rank=2))
-
-
 def test_a_lone_linear_has_no_place_to_be_swapped_in():
     model = nn.Linear(4, 4)
     with pytest.raises(rw.TargetError, match="matches no linear layer"):

@@ -1,5 +1,6 @@
 """Tiny models saved to folders, and small data files, for whole runs in a second or two."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -122,7 +123,8 @@ _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def bert(vocabulary: int, **settings: Any) -> PreTrainedModel:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 48, "initializer_range": 0.3}  # at 0.02 the first token hardly knows the others
     return BertModel(BertConfig(vocab_size=vocabulary, max_position_embeddings=128, **(sizes | settings)))
 
 
@@ -180,7 +182,7 @@ def config(model: Path | str, train: str, output: Path, **changes: Any) -> dict[
         "training": {"steps": 8, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "save_every": 4}
         | changes.pop("training", {}),
     }
-    return made | changes
+    return copy.deepcopy(made | changes)
 
 
 def write_config(path: Path, content: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ class Attachment:
         the run. Raises NonFiniteError after MOST_BAD_STEPS such steps in a row.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not parameters or all_finite([p.grad for p in parameters if p.grad is not None]):
+        if all_finite([p.grad for p in parameters if p.grad is not None]):
             self._bad_in_a_row = 0
             return
         bad = [p for p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
@@ -110,9 +110,11 @@ MOST_BAD_STEPS = 20
 
 def all_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether the largest magnitude of every gradient is finite."""
-    largest = torch._foreach_norm([g.detach() for g in gradients], ord=torch.inf)
-    first = gradients[0].device
-    return bool(torch.isfinite(torch.stack([m.to(first, torch.float32) for m in largest])).all())
+    held = [g.detach() for g in gradients if g.numel()]  # a layer compacted to rank 0 has empty ones
+    if not held:
+        return True
+    largest = torch._foreach_norm(held, ord=torch.inf)
+    return bool(torch.isfinite(torch.stack([m.to(held[0].device, torch.float32) for m in largest])).all())
 
 
 @contextmanager

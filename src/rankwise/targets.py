@@ -6,7 +6,7 @@ suffixes (one may name blocks of a fused weight: "c_attn[q,v]"), or one regular 
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,7 +199,7 @@ def _refuse_twice(sites: Sequence[Site]) -> None:
 
 def _refuse_tied(view: ModelView, sites: Sequence[Site]) -> None:
     owners: dict[int, list[str]] = {}
-    for name, module in _places(view.model):
+    for name, module in view.model.named_modules():  # each module once: one layer in two places is no tie
         for parameter in module._parameters.values():
             if parameter is not None:
                 owners.setdefault(id(parameter), []).append(name)
@@ -210,11 +210,3 @@ def _refuse_tied(view: ModelView, sites: Sequence[Site]) -> None:
                 f"{site.path} shares its weight with {others[0]}; merging an update of one would change the other. "
                 f"Leave it out with exclude=[{site.path!r}], or untie the weights first."
             )
-
-
-def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every name a module is called by in its parent: unlike named_modules, twice where one has two names."""
-    for parent, module in model.named_modules():
-        for name, child in module._modules.items():
-            if child is not None:
-                yield f"{parent}.{name}".lstrip("."), child

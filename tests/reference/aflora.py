@@ -127,11 +127,14 @@ class AFLoRATwin:
         projections need not be among `weights` and `grads`.
 
         t mod ΔT = 0    freeze by the rule (r(t) = 0 up to t_i: none)
-        t > T - t_f     freeze everything left, whatever t mod ΔT is
+        t >= T - t_f    freeze everything left, whatever t mod ΔT is
+
+        One deviation: the published code writes t > T - t_f. At t = T - t_f its r(t) is 1 already, so that "count"
+        freezes everything there whenever ΔT divides t; here it does not depend on ΔT, and t_f steps are a full t_f.
         """
         self.update_scores(t, weights, grads)
         freezing: list[str] = []
-        if t > self.total - self.cooldown:
+        if t >= self.total - self.cooldown:
             freezing = self.trainable()
         elif t % self.every == 0 and self.freeze_rule == "count":
             freezing = self.lowest_by_count(t)

@@ -25,7 +25,7 @@ def keep_above(scores: Tensor, budget: int) -> Tensor:
 
 def lowest(scores: Tensor, count: int) -> list[int]:
     """Indices of the `count` lowest scores, ties by order. One host synchronisation: freezing changes the graph."""
-    order: list[int] = torch.sort(scores, stable=True).indices[:count].tolist()
+    order: list[int] = torch.sort(scores, stable=True).indices[: max(0, count)].tolist()
     return order
 
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rankwise.adapter import LowRank, Method
+from rankwise.adapter import FusedBlocks, LowRank, Method
 from rankwise.allocation.schedule import Epochs
 from rankwise.base_layers import kind_of, sizes
-from rankwise.errors import ConfigError, FolderError, nearest
+from rankwise.errors import ConfigError, FolderError, StateError, nearest
 from rankwise.io.atomic import recover, replaced_folder
 from rankwise.methods import METHODS
 
@@ -92,10 +92,14 @@ def read(folder: Path) -> Saved:
             raise FolderError(f"{path} has format {data['format']!r}; this version reads {FORMAT}.")
         description = {k: data[k] for k in ("base_model", "layers", "trained", "frozen", "run")}
         method = method_from_dict(data["method"])
-    except (ValueError, KeyError, TypeError) as error:
+        layers = {name: (layer["rank"], layer["shape"]) for name, layer in data["layers"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FolderError(f"{path} is not what rankwise writes: {error!r}.") from error
     tensors = _load_tensors(folder / ADAPTER)
     state = _load_tensors(folder / STATE) if (folder / STATE).exists() else {}
+    absent = [name for name in (*(f"{n}::live" for n in layers), *data["trained"]) if name not in tensors]
+    if absent:
+        raise FolderError(f"{folder / ADAPTER} does not hold what it should: missing {absent[:3]}.")
     saved = Saved(method=method, tensors=tensors, state=state, **description)
     _check_finite(folder / ADAPTER, tensors)
     return saved
@@ -131,6 +135,8 @@ def describe_layers(adapters: Mapping[str, LowRank]) -> dict[str, dict[str, Any]
 def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
     """Raise FolderError at the first layer of the folder that the model has not, or has in another shape."""
     modules = dict(model.named_modules())
+    if any(isinstance(module, LowRank | FusedBlocks) for module in modules.values()):
+        raise StateError("the model is adapted already. Undo, merge or reload it before loading an adapter into it.")
     for name, layer in saved.layers.items():
         path = name.partition("[")[0]
         if path not in modules or kind_of(modules[path]) is None:

@@ -1,7 +1,7 @@
 """What every low-rank method shares: its common settings, and its installation into a model, written once."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar, get_args, get_origin
 
@@ -128,29 +128,43 @@ def _under(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
 def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:
     frozen_before = {p: p.requires_grad for p in model.parameters()}
     heads = _under(model, trained)  # by the plain model's names: in an adapted layer they change
-    replacements: dict[str, nn.Module] = {}
-    for site in sites:
-        if site.rows is None:
-            replacements[site.path] = adapters[site.name]
+    originals = {site.path: site.module for site in sites}
+    places = _places(model, originals.values())
+    for parameter in frozen_before:
+        parameter.requires_grad_(False)
+    for path, module in _replacements(sites, adapters).items():
+        module.train(originals[path].training)
+        for place in places[originals[path]]:
+            model.set_submodule(place, module)
+    for parameter in heads.values():
+        parameter.requires_grad_(True)
+
+    def undo() -> None:
+        for original, found in places.items():
+            for place in found:
+                model.set_submodule(place, original)
+        for parameter, required in frozen_before.items():
+            parameter.requires_grad_(required)
+
+    return Installed(adapters, heads, undo)
+
+
+def _replacements(sites: list[Site], adapters: dict[str, LowRank]) -> dict[str, nn.Module]:
+    """What stands in each adapted layer's place, by path: its adapter, or the adapters of its blocks together."""
+    replacements: dict[str, nn.Module] = {s.path: adapters[s.name] for s in sites if s.rows is None}
     for path in {s.path for s in sites if s.rows is not None}:
         parts = [s for s in sites if s.path == path]
         labels = [s.name.rpartition("[")[2].rstrip("]") for s in parts]
         blocks = {label: adapters[s.name] for label, s in zip(labels, parts, strict=True)}
         rows = {label: slice(*s.rows) for label, s in zip(labels, parts, strict=True) if s.rows}
         replacements[path] = FusedBlocks(parts[0].module, blocks, rows)
-    originals = {site.path: site.module for site in sites}
-    for parameter in frozen_before:
-        parameter.requires_grad_(False)
-    for path, module in replacements.items():
-        module.train(originals[path].training)
-        model.set_submodule(path, module)
-    for parameter in heads.values():
-        parameter.requires_grad_(True)
+    return replacements
 
-    def undo() -> None:
-        for path, module in originals.items():
-            model.set_submodule(path, module)
-        for parameter, required in frozen_before.items():
-            parameter.requires_grad_(required)
 
-    return Installed(adapters, heads, undo)
+def _places(model: nn.Module, modules: Iterable[nn.Module]) -> dict[nn.Module, list[str]]:
+    """All paths of each module: a layer that the model shares between places is adapted once, and in all of them."""
+    places: dict[nn.Module, list[str]] = {module: [] for module in modules}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if module in places:
+            places[module].append(path)
+    return places

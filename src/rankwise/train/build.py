@@ -95,6 +95,7 @@ def _arguments(job: Job, output: Path) -> dict[str, Any]:
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,
+        "use_cpu": not torch.accelerator.is_available(),  # bf16 is refused otherwise where there is no accelerator
         "save_total_limit": t.keep_checkpoints,
         "load_best_model_at_end": t.load_best,
         "metric_for_best_model": "eval_loss" if job.metrics.compute is None else f"eval_{job.metrics.primary}",

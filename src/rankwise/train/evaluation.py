@@ -20,9 +20,10 @@ def evaluate(job: Job, trainer: Trainer) -> Scores:
         found = trainer.evaluate(metric_key_prefix="eval")
         kept = {k.removeprefix("eval_"): v for k, v in found.items() if isinstance(v, int | float)}
         return {k: v for k, v in kept.items() if k not in _CLOCKS}
-    loss = mean_token_loss(job.model, _batches(trainer))
+    with trainer.accelerator.autocast():  # as the trainer's own evaluations, whether it has trained or not
+        loss = mean_token_loss(job.model, _batches(trainer))
     scores = {"loss": loss, "perplexity": perplexity(loss)}
-    return scores | (generated_scores(job) if job.config.generation.rows else {})
+    return scores | (generated_scores(job, trainer) if job.config.generation.rows else {})
 
 
 _CLOCKS = ("runtime", "samples_per_second", "steps_per_second", "epoch", "model_preparation_time", "num_tokens")
@@ -34,11 +35,11 @@ def _batches(trainer: Trainer) -> Iterator[dict[str, torch.Tensor]]:
         yield {k: v for k, v in moved.items() if k in ("input_ids", "attention_mask", "labels", "position_ids")}
 
 
-def generated_scores(job: Job) -> Scores:
+def generated_scores(job: Job, trainer: Trainer) -> Scores:
     """Scores of what a causal model writes after each prompt of the first `generation.rows` validation rows."""
     rows = job.prepared.validation.select(range(min(job.config.generation.rows, len(job.prepared.validation))))
     prompts = list(rows["prompt"])
-    texts = generate(job, prompts)
+    texts = generate(job, trainer, prompts)
     references = [_content(c).strip() for c in rows["completion"]]
     return text_scores([t.strip() for t in texts], [[r] for r in references])
 
@@ -51,7 +52,7 @@ def sample_prompts(job: Job, count: int = 3) -> list[Any]:
 
 
 @torch.no_grad()
-def generate(job: Job, prompts: list[Any]) -> list[str]:
+def generate(job: Job, trainer: Trainer, prompts: list[Any]) -> list[str]:
     """What the model writes after each prompt (text, or a list of messages), batch by batch."""
     if not prompts:
         return []
@@ -66,7 +67,8 @@ def generate(job: Job, prompts: list[Any]) -> list[str]:
             texts = [_as_text(tokenizer, p) for p in prompts[start : start + size]]
             # padding on the left: what is generated must follow the prompt itself
             inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-            out = model.generate(**inputs, generation_config=config)
+            with trainer.accelerator.autocast():
+                out = model.generate(**inputs, generation_config=config)
             written += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     finally:
         model.train(training)

@@ -54,7 +54,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
     prompts = sample_prompts(job)
     with job.adaptation.disabled():
         before = evaluate(job, trainer) if job.prepared.baseline is None else {}
-        before_texts = generate(job, prompts)
+        before_texts = generate(job, trainer, prompts)
     start_count = job.adaptation.count()
     began = time.monotonic()
     checkpoints = complete_checkpoints(folder / record.CHECKPOINTS)
@@ -79,7 +79,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         peak_memory=record.peak_memory(),
         samples=[
             {"prompt": str(p), "before": b, "after": a}
-            for p, b, a in zip(prompts, before_texts, generate(job, prompts), strict=True)
+            for p, b, a in zip(prompts, before_texts, generate(job, trainer, prompts), strict=True)
         ],
     )
     job.adaptation.save(folder / record.ADAPTER)

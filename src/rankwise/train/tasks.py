@@ -75,7 +75,8 @@ def check_length(max_length: int, model_config: PretrainedConfig) -> None:
         positions -= settings["pad_token_id"] + 1
     if max_length > positions:
         raise ConfigError(
-            f"max_length={max_length} exceeds the {positions} positions of this {model_config.model_type}."
+            f"max_length={max_length} exceeds the {positions} positions of this {model_config.model_type}. "
+            f"Set data.max_length to at most {positions}."
         )
 
 

