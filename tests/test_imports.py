@@ -15,7 +15,7 @@ SOURCE = Path(rankwise.__file__).parent
 # From left to right. A part may import those before it and its own; parts in one row not each other.
 ORDER = [
     ["errors"],
-    ["low_rank_op"],
+    ["distributed", "low_rank_op"],
     ["adapter"],
     ["base_layers"],
     ["architectures"],
@@ -39,6 +39,7 @@ LAZY = {("", "train.callback")}
 # Parts that are pure: what they may import from outside, the standard library apart.
 OUTSIDE = {
     "errors": set(),
+    "distributed": {"torch"},
     "low_rank_op": {"torch"},
     "adapter": {"torch"},
     "architectures": {"torch"},

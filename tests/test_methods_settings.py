@@ -11,7 +11,7 @@ import rankwise as rw
 from contract.models import ENCODER
 from contract.runs import adamw
 from rankwise.allocation.schedule import Epochs
-from rankwise.io.folder import method_as_dict, method_from_dict
+from rankwise.io.description import method_as_dict, method_from_dict
 from rankwise.methods import METHODS
 
 BAD = [
@@ -112,9 +112,9 @@ def test_a_method_survives_its_dict(method):
 
 
 def test_unknown_methods_and_settings_name_the_nearest():
-    with pytest.raises(rw.ConfigError, match="unknown method 'adaLora'.*Did you mean 'adalora'"):
+    with pytest.raises(rw.ConfigError, match=r"unknown method 'adaLora'.*Did you mean 'adalora'"):
         method_from_dict({"name": "adaLora"})
-    with pytest.raises(rw.ConfigError, match="lora has no setting 'rnak'.*Did you mean 'rank'"):
+    with pytest.raises(rw.ConfigError, match=r"lora has no setting 'rnak'.*Did you mean 'rank'"):
         method_from_dict({"name": "lora", "rnak": 3})
 
 
@@ -197,12 +197,12 @@ def test_a_budget_that_cannot_be_is_refused():
 
 
 def test_a_scope_that_is_not_among_the_targets_is_refused():
-    with pytest.raises(rw.ConfigError, match="scope='ffn'.*nothing can freeze"):
+    with pytest.raises(rw.ConfigError, match=r"scope='ffn'.*nothing can freeze"):
         attach(rw.AFLoRA(targets="attention"), total_steps=100)
 
 
 def test_total_steps_are_needed_by_methods_that_decide():
-    with pytest.raises(rw.StateError, match="adalora.*total_steps"):
+    with pytest.raises(rw.StateError, match=r"adalora.*total_steps"):
         attach(rw.AdaLoRA())
     attach(rw.LoRA())
     attach(rw.LoRA(), total_steps=10)

@@ -266,8 +266,12 @@ def test_nothing_adaptable_at_all():
 def test_a_head_size_of_its_own_is_no_trouble():
     """Names decide, not shapes: here the feed-forward is square and attention is not."""
     config = BertConfig(
-        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 32},
-        **{"vocab_size": 50, "max_position_embeddings": 20},
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=32,
+        vocab_size=50,
+        max_position_embeddings=20,
     )
     model = _built(BertForSequenceClassification, config)()
     assert [n.removeprefix("bert.encoder.layer.0.") for n in matched(model, "ffn")] == [

@@ -1,6 +1,7 @@
 """A small regression by a few matrices, for tests that need many steps."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ D_IN, D_HIDDEN, D_OUT = 10, 16, 7
 def mlp(seed: int = 0, layers: int = 3) -> nn.Sequential:
     torch.manual_seed(seed)
     sizes = [D_IN, *(D_HIDDEN - 4 * (k % 2) for k in range(layers - 1)), D_OUT]
-    linears = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    linears = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     return nn.Sequential(*(m for linear in linears for m in (linear, nn.Tanh())))[:-1]
 
 

@@ -2,19 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankwise import hook, surgery
+from rankwise import distributed, hook, surgery
 from rankwise.adapter import Controller, Installed, LowRank, Method
 from rankwise.allocation.history import History, Started
 from rankwise.errors import FolderError, StateError
 from rankwise.io import folder as files
-from rankwise.methods.low_rank import LowRankMethod
 
 
 def adapt(model: nn.Module, method: Method) -> "Adaptation":
@@ -37,13 +35,10 @@ def load(model: nn.Module, path: str | Path, *, resume: bool = True) -> "Adaptat
     path = Path(path)
     saved = files.read(path)
     files.check_fits(path, saved, model)
-    method = saved.method
-    if isinstance(method, LowRankMethod):
-        method = replace(method, also_train=list(saved.trained))
-    adaptation = Adaptation(model, saved.method, method.install(model))
+    adaptation = Adaptation(model, saved.method, saved.method.install_saved(model, list(saved.layers), saved.trained))
     try:
         adaptation._take(path, saved, resume=resume)
-    except FolderError:
+    except BaseException:
         adaptation.undo()
         raise
     return adaptation
@@ -55,11 +50,11 @@ class Adaptation:
     def __init__(self, model: nn.Module, method: Method, installed: Installed) -> None:
         self.model, self.method = model, method
         self.adapters: dict[str, LowRank] = installed.adapters
-        self.trained: dict[str, nn.Parameter] = installed.trained
+        self._heads = surgery.owners(model, installed.trained)
         self.history = History()
         self.controller: Controller | None = None
         self.attachment: hook.Attachment | None = None
-        self._undo = installed.undo
+        self._undo, self._originals = installed.undo, installed.originals
         self._trains = [
             (a, t) for a in self.adapters.values() for t, p in a.named_parameters(recurse=False) if p.requires_grad
         ]
@@ -67,7 +62,12 @@ class Adaptation:
         self._saved_run: dict[str, Any] | None = None
         self._initial = self.count()
         if self._decides():
-            hook.guard(self._adapter_parameters())
+            hook.guard(self.adapters.values())
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What trains in full beside the adapters (heads), by parameter name."""
+        return {name: module.get_parameter(own) for name, (module, own) in self._heads.items()}
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that train, or did until the method froze them: hand them to the optimizer."""
@@ -78,9 +78,9 @@ class Adaptation:
         return {name: int(adapter.live.sum()) for name, adapter in self.adapters.items()}
 
     def frozen(self) -> list[str]:
-        """Names of the adapter tensors that do not train (any more)."""
-        named = ((f"{n}.{t}", p) for n, a in self.adapters.items() for t, p in a.named_parameters(recurse=False))
-        return [name for name, parameter in named if not parameter.requires_grad]
+        """Names of the projections that trained and do not any more."""
+        names = {adapter: name for name, adapter in self.adapters.items()}
+        return [f"{names[adapter]}.{tensor}" for adapter, tensor in self._trains if not adapter.trains(tensor)]
 
     def count(self) -> int:
         """Trainable parameters that are alive: dead ranks and frozen projections do not count, trained heads do."""
@@ -88,7 +88,7 @@ class Adaptation:
         for adapter in self.adapters.values():
             dead = adapter.rank - int(adapter.live.sum())
             for name, p in adapter.named_parameters(recurse=False):
-                if p.requires_grad:
+                if adapter.trains(name):
                     per_rank = p.numel() // adapter.rank if name in adapter.rank_dims and adapter.rank else 0
                     total += p.numel() - dead * per_rank
         return total
@@ -121,18 +121,20 @@ class Adaptation:
         if any(saved.layers[name]["rank"] != adapter.rank for name, adapter in self.adapters.items()):
             for name, adapter in self.adapters.items():
                 adapter.live[saved.layers[name]["rank"] :] = False
-            self._guard(surgery.compact(self.adapters, None))
+            surgery.compact(self.adapters, None)
+        if resume and saved.run is not None:
+            files.check_run(path, saved, self.method, self.adapters)
         files.copy_in(path, saved, self.adapters, self.trained)
         self.controller = self._run = self._saved_run = None
         if resume and saved.run is not None:
             self._saved_run = saved.run | {"tensors": saved.state}
             for name in saved.frozen:
                 layer, _, tensor = name.rpartition(".")
-                self.adapters[layer].tensors()[tensor].requires_grad_(False)
+                self.adapters[layer].freeze(tensor)
 
     def disabled(self) -> AbstractContextManager[None]:
-        """Within the block the model is its base, bit for bit."""
-        return surgery.disabled(self.adapters)
+        """Within the block the model is its base, bit for bit, with its heads as they were before training."""
+        return surgery.disabled(self.adapters, self.trained, self._originals)
 
     @contextmanager
     def attached(
@@ -154,13 +156,15 @@ class Adaptation:
         inner = hook.unwrapped(optimizer)
         if self.attachment is not None:
             raise StateError("an optimizer is attached already; leave its `with` block first.")
+        if not self.parameters():
+            raise StateError("nothing trains: the adapters were merged or taken out. Adapt the model again.")
         self._check_holds(inner)
+        distributed.check_run(self._adapter_parameters(), compacts=self.method.compacts)
         self._begin(total_steps, steps_per_epoch, None if history is None else Path(history))
-        guarded = self._adapter_parameters() if self._decides() else []
         settle = self.compact if self.method.compacts else None
         start = 0 if self._run is None else self._run["steps"]
         attachment = hook.Attachment(inner, self.controller, self.history, self._names(), start, settle)
-        with hook.hooked(attachment, guarded) as self.attachment:
+        with hook.hooked(attachment) as self.attachment:
             try:
                 yield self
             finally:
@@ -174,49 +178,56 @@ class Adaptation:
         """
         if optimizer is None and self.attachment is not None:
             optimizer = self.attachment.optimizer
+        distributed.check_compaction(self.model, inside_a_run=self.attachment is not None)
         result = surgery.compact(self.adapters, None if optimizer is None else hook.unwrapped(optimizer))
         if self.controller is not None:
             self.controller.keep(result.kept)
-        self._guard(result)
         return result.regrown
 
     def merge(self) -> nn.Module:
         """Add every update to its weight, in float32 with one rounding, and give back the plain model. Heads stay as
         trained. The adaptation is over: it holds nothing any more."""
         self._check_detached()
+        distributed.refuse_split(self.model, "merging")
         surgery.merge(self.adapters)
-        return self.undo()
+        return self._take_out()
 
     def undo(self) -> nn.Module:
-        """Take the adapters out: the original modules are back, with the `requires_grad` they had."""
+        """Take the adapters out: the original modules are back, with the values and `requires_grad` they had."""
         self._check_detached()
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(self._originals[name])
+        return self._take_out()
+
+    def _take_out(self) -> nn.Module:
         self._undo()
-        self.adapters, self.trained, self.controller, self._trains = {}, {}, None, []
+        self.adapters, self._heads, self.controller, self._trains = {}, {}, None, []
         return self.model
 
     def save(self, path: str | Path) -> None:
         """Write the native folder: adapters, trained heads, settings, and the state that training continues from.
 
-        Atomic: a crash leaves the old folder or the new one. Raises StateError after `merge` or `undo`.
+        Atomic: a crash leaves the old folder or the new one. In a group of processes the first one writes; under FSDP2
+        all must call it, for each gives its part. Raises StateError after `merge` or `undo`.
         """
         if not self.adapters and not self.trained:
             raise StateError("there is nothing to save: the adapters were merged or taken out.")
         state = {} if self.controller is None else self.controller.state_dict()
         self._count_steps()
         run = None if self._run is None else self._run | {"numbers": state.get("numbers", {})}
-        files.write(
-            Path(path),
-            files.Saved(
-                method=self.method,
-                base_model=self._base_model(),
-                layers=files.describe_layers(self.adapters),
-                trained=list(self.trained),
-                frozen=self.frozen(),
-                tensors=files.collect(self.adapters, self.trained),
-                run=run,
-                state=state.get("tensors", {}),
-            ),
+        saved = files.Saved(
+            method=self.method,
+            base_model=files.describe_base(self.model),
+            layers=files.describe_layers(self.adapters),
+            trained=list(self.trained),
+            frozen=self.frozen(),
+            tensors=files.whole(files.collect(self.adapters, self.trained)),
+            run=run,
+            state=state.get("tensors", {}),
         )
+        if distributed.is_first():
+            files.write(Path(path), saved)
 
     def __repr__(self) -> str:
         total = sum(p.numel() for p in self.model.parameters())
@@ -237,10 +248,6 @@ class Adaptation:
 
     def _adapter_parameters(self) -> list[nn.Parameter]:
         return [p for adapter in self.adapters.values() for p in adapter.parameters(recurse=False)]
-
-    def _guard(self, result: surgery.Compaction) -> None:
-        if self._decides():
-            hook.guard(list(result.replaced.values()))
 
     def _decides(self) -> bool:
         return type(self.method).decides_while_training
@@ -274,7 +281,7 @@ class Adaptation:
             self.controller.load_state_dict(self._saved_run)
         self._saved_run = None
         self._run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": start}
-        self.history.write_to(history, start)
+        self.history.write_to(history if distributed.is_first() else None, start)
         if start == 0:
             ranks = {name: adapter.rank for name, adapter in self.adapters.items()}
             self.history.add(Started(0, self.method.name, total_steps, ranks))
@@ -288,11 +295,4 @@ class Adaptation:
 
     def _count_steps(self) -> None:
         if self._run is not None and self.attachment is not None:
-            self._run["steps"] += self.attachment.steps
-            self.attachment.steps = 0
-
-    def _base_model(self) -> dict[str, Any]:
-        config = vars(self.model).get("config")
-        if config is None:
-            return {"name": None, "model_type": None}
-        return {"name": config._name_or_path, "model_type": config.model_type}
+            self._run["steps"] = self.attachment.steps

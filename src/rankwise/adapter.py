@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rankwise.low_rank_op import Factors, low_rank_branch, low_rank_linear
+from rankwise.distributed import grouped, is_split
+from rankwise.low_rank_op import Factors, hold, low_rank_branch, low_rank_linear
 
 
 class LowRank(nn.Module, ABC):
@@ -33,11 +34,30 @@ class LowRank(nn.Module, ABC):
         self.base = base
         self.dropout = dropout
         self.enabled = True
+        self.held: frozenset[str] = frozenset()  # tensors that froze and yet have to stay in the graph
         self.register_buffer("live", torch.ones(rank, dtype=torch.bool, device=device))
 
     @abstractmethod
     def factors(self) -> Factors:
         """up (d_out, r), down (r, d_in) and the vectors between and after them; Δ with its scale."""
+
+    def freeze(self, name: str) -> None:
+        """The named tensor stops training, for good: no product is computed for its gradient.
+
+        In a group of processes it keeps `requires_grad`, for the reducer of DistributedDataParallel counts on it, and
+        may be given a gradient of zeros; who steps it must drop that. FSDP2 has no such reducer.
+        """
+        parameter = self.get_parameter(name)
+        parameter.grad = None  # a stale gradient would let the optimizer move a frozen weight
+        if grouped() and not is_split(parameter):
+            self.held |= {name}
+        else:
+            self.held -= {name}
+            parameter.requires_grad_(False)
+
+    def trains(self, name: str) -> bool:
+        """Whether the named parameter trains (still)."""
+        return self.get_parameter(name).requires_grad and name not in self.held
 
     @property
     def rank(self) -> int:
@@ -62,7 +82,7 @@ class LowRank(nn.Module, ABC):
             y: Tensor = self.base(x)
             return y
         if self._can_fuse():
-            return low_rank_linear(x, self.base.weight, self.base.bias, self.factors())  # type: ignore[arg-type]
+            return low_rank_linear(x, self.base.weight, self.base.bias, self._factors())  # type: ignore[arg-type]
         y = self.base(x)
         return y + self.branch(x).to(y.dtype)
 
@@ -70,7 +90,11 @@ class LowRank(nn.Module, ABC):
         """Δ x alone, in the type of `x`: (..., d_in) -> (..., d_out)."""
         if self.dropout and self.training:
             x = torch.nn.functional.dropout(x, self.dropout)
-        return low_rank_branch(x, self.factors().to(x.dtype))
+        return low_rank_branch(x, self._factors().to(x.dtype))
+
+    def _factors(self) -> Factors:
+        factors = self.factors()
+        return hold(factors, [self.get_parameter(name) for name in sorted(self.held)]) if self.held else factors
 
     def delta(self) -> Tensor:
         """Δ as one float32 matrix (d_out, d_in)."""
@@ -157,6 +181,10 @@ class Controller(ABC):
     def parameters(self) -> list[nn.Parameter]:
         """The parameters whose gradients are scored."""
 
+    def stopped(self) -> list[nn.Parameter]:
+        """Those of `parameters()` that have stopped training; some may still be given gradients, to be dropped."""
+        return []
+
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """The named layers were compacted to the given ranks: forget the state of the others."""
         if kept:
@@ -177,6 +205,7 @@ class Installed:
 
     adapters: dict[str, LowRank]  # by module name; empty for methods that are not low-rank
     trained: dict[str, nn.Parameter]  # everything else that trains (heads), by parameter name
+    originals: dict[str, Tensor]  # values of `trained` before training, so that the base can be had back
     undo: Callable[[], None]
     notes: list[str] = field(default_factory=list)  # what was left out, and why
 
@@ -196,6 +225,10 @@ class Method(ABC):
     @abstractmethod
     def install(self, model: nn.Module) -> Installed:
         """Check everything, then change the model: whole, or not at all."""
+
+    def install_saved(self, model: nn.Module, layers: Sequence[str], trained: list[str]) -> Installed:
+        """As `install`, for the layers and parameters that a saved adapter lists."""
+        return self.install(model)
 
     def controller(
         self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None

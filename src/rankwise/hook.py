@@ -6,9 +6,10 @@ acted or counted. While a model carries a controller, the first step of an optim
 being attached raises.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from rankwise.adapter import Controller
+from rankwise.adapter import Controller, LowRank
 from rankwise.allocation.history import Froze, History, SkippedNonFinite
+from rankwise.distributed import everywhere, local
 from rankwise.errors import NonFiniteError, StateError
 
 
@@ -41,17 +42,18 @@ class Attachment:
         controller: Controller | None,
         history: History,
         names: Mapping[nn.Parameter, str],  # of the parameters, for people
-        steps_before: int,  # of the run, when it was attached
+        steps: int,  # real optimizer steps of the run so far
         settle: Callable[[], object] | None = None,  # called once, when the controller has settled
     ) -> None:
         self.optimizer, self.controller, self.history = optimizer, controller, history
-        self.names, self.steps_before = names, steps_before
+        self.names, self.steps = names, steps
         self._settle = None if controller is None or controller.settled else settle
-        self.steps = 0  # real optimizer steps since it was attached
         self._void = False
         self._bad_in_a_row = 0
 
     def before_step(self, *_: Any) -> None:
+        for parameter in self._stopped():
+            parameter.grad = None  # zeros, of DistributedDataParallel: they would decay the weight and revive moments
         found_inf = vars(self.optimizer).get("found_inf")  # set by GradScaler for the length of a fused step
         self._void = found_inf is not None and bool(found_inf)
         if self._void:
@@ -70,7 +72,7 @@ class Attachment:
         for event in events:
             self.history.add(event)
         if any(isinstance(event, Froze) for event in events):
-            self._release_moments(self.controller.parameters())
+            self._release_moments()
         if self._settle is not None and self.controller.settled:
             self._settle()
             self._settle = None
@@ -82,12 +84,14 @@ class Attachment:
         the run. Raises NonFiniteError after MOST_BAD_STEPS such steps in a row.
         """
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if all_finite([p.grad for p in parameters if p.grad is not None]):
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        if everywhere([all_finite(gradients)], parameters)[0]:
             self._bad_in_a_row = 0
             return
-        bad = [p for p in parameters if p.grad is not None and not torch.isfinite(p.grad).all()]
+        finite = everywhere([all_finite([g]) for g in gradients], parameters)
+        bad = [p for p, is_finite in zip(parameters, finite, strict=True) if not is_finite]
         names = tuple(self.names.get(p, "a parameter of the model") for p in bad)
-        self.history.add(SkippedNonFinite(self.steps_before + self.steps, names))
+        self.history.add(SkippedNonFinite(self.steps, names))
         for parameter in parameters:
             parameter.grad = None
         self._bad_in_a_row += 1
@@ -99,10 +103,12 @@ class Attachment:
                 "or train in bf16 or fp32 instead of fp16."
             )
 
-    def _release_moments(self, parameters: Sequence[nn.Parameter]) -> None:
-        for parameter in parameters:
-            if not parameter.requires_grad:
-                self.optimizer.state.pop(parameter, None)
+    def _stopped(self) -> list[nn.Parameter]:
+        return [] if self.controller is None else self.controller.stopped()
+
+    def _release_moments(self) -> None:
+        for parameter in self._stopped():
+            self.optimizer.state.pop(parameter, None)
 
 
 MOST_BAD_STEPS = 20
@@ -118,10 +124,9 @@ def all_finite(gradients: Sequence[Tensor]) -> bool:
 
 
 @contextmanager
-def hooked(attachment: Attachment, guarded: Sequence[nn.Parameter]) -> Iterator[Attachment]:
+def hooked(attachment: Attachment) -> Iterator[Attachment]:
     """Run the attachment from its optimizer's hooks within the block."""
     optimizer = attachment.optimizer
-    guard(guarded)
     hooks = [
         optimizer.register_step_pre_hook(attachment.before_step),
         optimizer.register_step_post_hook(attachment.after_step),
@@ -136,24 +141,25 @@ def hooked(attachment: Attachment, guarded: Sequence[nn.Parameter]) -> Iterator[
         attachment.history.flush()
 
 
-# Parameters whose training a controller has to see, held weakly: they leave with their model.
-_GUARDED = WeakTensorKeyDictionary()
+# Layers whose training a controller has to see, held weakly: they leave with their model. Not their parameters, for
+# compaction and FSDP2 replace those.
+_GUARDED: WeakSet[LowRank] = WeakSet()
 _ATTACHED: list[Optimizer] = []
 _HANDLES: list[RemovableHandle] = []  # of the one global hook, from the first guarded parameter on
 
 
-def guard(parameters: Sequence[nn.Parameter]) -> None:
-    """From now on, an optimizer that steps one of these without being attached raises at its first step."""
-    if parameters and not _HANDLES:
+def guard(layers: Iterable[LowRank]) -> None:
+    """From now on, an optimizer that steps a parameter of these without being attached raises at its first step."""
+    if not _HANDLES:
         _HANDLES.append(register_optimizer_step_pre_hook(_refuse_unattached))
-    for parameter in parameters:
-        _GUARDED[parameter] = True
+    _GUARDED.update(layers)
 
 
 def _refuse_unattached(optimizer: Optimizer, *_: Any) -> None:
     if any(optimizer is attached for attached in _ATTACHED):
         return
-    if any(p in _GUARDED for group in optimizer.param_groups for p in group["params"]):
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if any(id(p) in stepped for layer in _GUARDED for p in layer.parameters(recurse=False)):
         raise StateError(
             f"{type(optimizer).__name__} is about to step an adapted model whose method decides while it trains, "
             "but nothing would decide: the optimizer is not attached. Train inside "

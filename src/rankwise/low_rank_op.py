@@ -14,7 +14,7 @@ With g = ∂L/∂y and z = scale · gate ⊙ h:
 Nothing is computed for a factor that takes no gradient, so a frozen projection costs its forward product only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +43,32 @@ class Factors(NamedTuple):
         inner = up * scale if gate is None else up * (gate * scale)
         product = inner @ down
         return product if out is None else out[:, None] * product
+
+
+def hold(factors: Factors, held: Sequence[Tensor]) -> Factors:
+    """`factors` with the held tensors as constants, which cost no gradient, but not out of the graph.
+
+    They hang on a vector that trains, and are given no gradient from there. DistributedDataParallel waits for every
+    parameter it knows in every backward pass, and one that has left the graph would stop the run.
+    """
+    fixed = [None if t is None else t.detach() if any(t is h for h in held) else t for t in factors[:4]]
+    up, down, gate, out = fixed
+    if out is not None and out.requires_grad:
+        out = _Held.apply(out, *held)  # type: ignore[no-untyped-call]
+    elif gate is not None and gate.requires_grad:
+        gate = _Held.apply(gate, *held)  # type: ignore[no-untyped-call]
+    return Factors(up, down, gate, out, factors.scale)  # type: ignore[arg-type]
+
+
+class _Held(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, *held: Tensor) -> Tensor:
+        ctx.count = len(held)
+        return vector.view_as(vector)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return (gradient, *[None] * ctx.count)
 
 
 def low_rank_branch(x: Tensor, factors: Factors) -> Tensor:

@@ -13,16 +13,23 @@ from rankwise.base_layers import add_to_weight_
 
 
 @contextmanager
-def disabled(adapters: Mapping[str, LowRank]) -> Iterator[None]:
-    """Within the block the model is its base, bit for bit: no branch is computed."""
+def disabled(
+    adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Within the block the model is its base, bit for bit: no branch is computed, and heads are as they began."""
     before = {adapter: adapter.enabled for adapter in adapters.values()}
+    values = {name: parameter.data for name, parameter in trained.items()}
     try:
         for adapter in before:
             adapter.enabled = False
+        for name, parameter in trained.items():
+            parameter.data = originals[name].to(parameter.device)
         yield
     finally:
         for adapter, enabled in before.items():
             adapter.enabled = enabled
+        for name, parameter in trained.items():
+            parameter.data = values[name]
 
 
 @torch.no_grad()
@@ -88,3 +95,9 @@ def _regrown(adapter: LowRank) -> int:
     """How many ranks are dead by the mask and yet contribute, because nothing held them at 0 since."""
     gate = adapter.factors().gate
     return 0 if gate is None else int((gate[~adapter.live] != 0).sum())
+
+
+def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[nn.Module, str]]:
+    """The module that holds each parameter, and its name there: FSDP2 puts another parameter in that place."""
+    places = {p: (module, own) for module in model.modules() for own, p in module.named_parameters(recurse=False)}
+    return {name: places[parameter] for name, parameter in parameters.items()}

@@ -40,7 +40,7 @@ def check_targets(targets: Targets, setting: str) -> None:
     if isinstance(targets, str):
         try:
             re.compile(targets)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:  # the last two: nested or repeated too often
             raise ConfigError(f"{setting}={targets!r} is no regular expression: {error}.") from error
     elif not all(isinstance(t, str) and t for t in targets):
         raise ConfigError(f"{setting}={targets!r}: a list of targets holds names or name endings.")
@@ -125,6 +125,24 @@ def find_sites(view: ModelView, targets: Targets, exclude: Targets | None, train
         if not chosen:
             raise TargetError(f"exclude={exclude!r} leaves none of the layers that targets={targets!r} matched.")
     sites = list(chosen.values())
+    _refuse_twice(sites)
+    _refuse_tied(view, sites)
+    return sites
+
+
+def listed_sites(view: ModelView, names: Sequence[str]) -> list[Site]:
+    """The layers of exactly these names, in their order, as a saved adapter lists them. Raises TargetError for others.
+
+    Nothing is searched for, and no name is a pattern.
+    """
+    linears = view.linears()
+    sites = []
+    for name in names:
+        path, _, block = name.removesuffix("]").partition("[")
+        if path not in linears:
+            raise TargetError(f"the model has no linear layer {path!r}.")
+        rows = _named_blocks(view, path, linears[path], block)[block.strip()] if block else None
+        sites.append(Site(name, path, linears[path], view.role(path), rows))
     _refuse_twice(sites)
     _refuse_tied(view, sites)
     return sites

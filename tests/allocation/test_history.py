@@ -15,12 +15,21 @@ def allocated(step: int) -> Allocated:
 
 def test_events_as_json():
     assert as_json(allocated(7)) == {
-        **{"event": "allocated", "step": 7, "budget": 2, "live": 2, "orthogonality": 0.5},
-        **{"masks": {"a": "101", "b[q]": "00"}, "ranks": {"a": 2, "b[q]": 0}},
+        "event": "allocated",
+        "step": 7,
+        "budget": 2,
+        "live": 2,
+        "orthogonality": 0.5,
+        "masks": {"a": "101", "b[q]": "00"},
+        "ranks": {"a": 2, "b[q]": 0},
         "score_quantiles": [0.0, 1.0, 2.0, 3.0, 4.0],
     }
     assert as_json(Started(0, "lora", None, {"a": 4})) == {
-        **{"event": "started", "step": 0, "method": "lora", "total_steps": None, "ranks": {"a": 4}},
+        "event": "started",
+        "step": 0,
+        "method": "lora",
+        "total_steps": None,
+        "ranks": {"a": 4},
     }
     froze = as_json(Froze(3, 0.5, ("a.A",), torch.zeros(5)))
     assert froze == {"event": "froze", "step": 3, "share": 0.5, "frozen": ["a.A"], "score_quantiles": [0.0] * 5}

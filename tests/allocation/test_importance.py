@@ -17,9 +17,9 @@ def test_running_means(steps: list[list[float]], beta1: float, beta2: float):
     mean, uncertainty = [0.0] * 3, [0.0] * 3
     for step in steps:
         importance.update([0], [torch.tensor(step)])
-        for j, I in enumerate(step):
-            mean[j] = beta1 * mean[j] + (1 - beta1) * I
-            uncertainty[j] = beta2 * uncertainty[j] + (1 - beta2) * abs(I - mean[j])
+        for j, raw in enumerate(step):
+            mean[j] = beta1 * mean[j] + (1 - beta1) * raw
+            uncertainty[j] = beta2 * uncertainty[j] + (1 - beta2) * abs(raw - mean[j])
     tolerance = {"rtol": 1e-4, "atol": 1e-4}
     torch.testing.assert_close(importance.mean[0], torch.tensor(mean), **tolerance)
     torch.testing.assert_close(importance.uncertainty[0], torch.tensor(uncertainty), **tolerance)
@@ -41,10 +41,10 @@ def test_raw_signals(signal, expected: list[float]):
 @pytest.mark.parametrize("signal", ["gradient", "sensitivity", "relative_gradient"])
 def test_the_state_is_float32_whatever_the_weights_are(signal, dtype: torch.dtype):
     w, g = torch.full((4,), 1e-4, dtype=dtype), torch.full((4,), 1e-5, dtype=dtype)
-    (I,) = raw_signal(signal, [w], [g])
+    (raw,) = raw_signal(signal, [w], [g])
     importance = Importance([w], 0.85, 0.85)
-    importance.update([0], [I])
-    assert I.dtype == importance.mean[0].dtype == importance.uncertainty[0].dtype == torch.float32
+    importance.update([0], [raw])
+    assert raw.dtype == importance.mean[0].dtype == importance.uncertainty[0].dtype == torch.float32
     assert importance.score(0).min() > 0  # in half precision it would have underflowed
 
 

@@ -90,7 +90,7 @@ def test_spans(span, steps: int):
     ],
 )
 def test_what_is_no_span(span):
-    with pytest.raises(ConfigError, match="cooldown=.*(Write steps|must be in)"):
+    with pytest.raises(ConfigError, match=r"cooldown=.*(Write steps|must be in)"):
         parse_span(span, "cooldown")
 
 

@@ -39,8 +39,15 @@ _DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 40}
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _TWO_STACKS = {
-    **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "vocab_size": VOCABULARY, "dropout": 0.0},
-    **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "vocab_size": VOCABULARY,
+    "dropout": 0.0,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
     **_IDS,
     "decoder_start_token_id": 1,
     "forced_eos_token_id": None,
@@ -121,8 +128,15 @@ _BART_ROLES = {
 _GPT2_ROLES = {"attention": ("attn.c_attn", "attn.c_proj"), "ffn": ("mlp.c_fc", "mlp.c_proj")}
 
 _GPT2 = {
-    **{"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "vocab_size": VOCABULARY, **_IDS},
-    **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 40,
+    "vocab_size": VOCABULARY,
+    **_IDS,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
 }
 
 ARCHITECTURES = [
@@ -142,8 +156,12 @@ ARCHITECTURES = [
             DebertaV2ForSequenceClassification,
             DebertaV2Config(
                 **{**_SIZES, **_DRY, **_TEXT, "num_labels": LABELS, "pooler_hidden_size": 32, "pooler_dropout": 0.0},
-                **{"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8},
-                **{"share_att_key": False, "norm_rel_ebd": "layer_norm", "position_biased_input": False},
+                relative_attention=True,
+                pos_att_type=["p2c", "c2p"],
+                position_buckets=8,
+                share_att_key=False,
+                norm_rel_ebd="layer_norm",
+                position_biased_input=False,
             ),
         ),
         classification,
@@ -219,8 +237,16 @@ ARCHITECTURES = [
         _built(
             T5ForConditionalGeneration,
             T5Config(
-                **{"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": VOCABULARY},
-                **{"dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0},
+                d_model=32,
+                d_kv=8,
+                d_ff=48,
+                num_layers=2,
+                num_heads=4,
+                vocab_size=VOCABULARY,
+                dropout_rate=0.0,
+                pad_token_id=0,
+                eos_token_id=2,
+                decoder_start_token_id=0,
             ),
         ),
         sequences,

@@ -129,7 +129,7 @@ def test_a_compacted_adapter_is_reloaded_too(row: Row, tmp_path):
 def declared(adaptation: rw.Adaptation, row: Row) -> set[int]:
     ids = {id(p) for p in adaptation.trained.values()}
     for name, adapter in adaptation.adapters.items():
-        in_scope = not row.vectors_only or "attention" not in name and ("output" in name or "intermediate" in name)
+        in_scope = not row.vectors_only or ("attention" not in name and ("output" in name or "intermediate" in name))
         tensors = adapter.tensors()
         ids |= {id(tensors[t]) for t in (row.trains if in_scope else row.vectors_only)}
     return ids

@@ -2,7 +2,7 @@
 
 AdaLoRA twice over. On their own, engine and twin each train by their own forward, backward, penalty and optimizer, in
 float64: the un-squared norm has a kink at orthonormality, where training arrives and where two correct float32 runs
-part. Led, the twin is handed the engine's own gradients and weights in float32, so that every decision must be the same.
+part. Led, the twin is handed the engine's own gradients and weights in float32, so every decision must be the same.
 """
 
 from collections.abc import Iterator

@@ -72,9 +72,19 @@ def test_adalora_keeps_the_triplets_that_peft_keeps(
     torch.manual_seed(1)
     published = get_peft_model(build(), config).base_model.double()
     method = rw.AdaLoRA(
-        **{"rank": RANK, "target_rank": TARGET, "alpha": OURS, "targets": targets, "also_train": []},
-        **{"warmup": tinit, "cooldown": tfinal, "every": every, "orthogonality": gamma},
-        **{"penalty": "mean_norm", "score_at": "after_step", "ties": "drop", "mask": "release"},
+        rank=RANK,
+        target_rank=TARGET,
+        alpha=OURS,
+        targets=targets,
+        also_train=[],
+        warmup=tinit,
+        cooldown=tfinal,
+        every=every,
+        orthogonality=gamma,
+        penalty="mean_norm",
+        score_at="after_step",
+        ties="drop",
+        mask="release",
     )
     adaptation = rw.adapt(build(), method)
     adaptation.model.double()

@@ -9,7 +9,7 @@ Computed once per optimizer step, batched over equal shapes: no graph, and the r
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -19,19 +19,30 @@ Penalty = Literal["mean_norm", "sum_of_squares"]
 
 
 @torch.no_grad()
-def orthogonality(columns: Sequence[Tensor], penalty: Penalty) -> tuple[Tensor, list[Tensor]]:
+def orthogonality(
+    columns: Sequence[Tensor],
+    penalty: Penalty,
+    total: Callable[[Sequence[Tensor]], list[Tensor]] | None = None,
+) -> tuple[Tensor, list[Tensor]]:
     """Value () and gradients of R for matrices whose columns should be orthonormal: each (d, r); pass Q transposed.
 
-    `columns` holds all 2n matrices, for the mean is over them.
+    `columns` holds all 2n matrices, for the mean is over them. Where their rows lie in several processes, `total` makes
+    whole Gram matrices (r, r) of those of the rows that are here.
     """
     by_shape: dict[tuple[torch.Size, torch.device], list[int]] = defaultdict(list)
     for i, C in enumerate(columns):
         by_shape[C.shape, C.device].append(i)
     gradients: list[Tensor] = [torch.empty(0)] * len(columns)
     value = torch.zeros((), device=columns[0].device)
-    for indices in by_shape.values():
-        C = torch.stack([columns[i] for i in indices])  # (k, d, r)
-        M = C.mT @ C - torch.eye(C.shape[-1], device=C.device)  # (k, r, r)
+    stacks = [torch.stack([columns[i] for i in indices]) for indices in by_shape.values()]  # (k, d, r)
+    grams = [C.mT @ C for C in stacks]  # (k, r, r)
+    if total is not None:
+        order = [i for indices in by_shape.values() for i in indices]
+        here = dict(zip(order, (G for Gs in grams for G in Gs), strict=True))
+        whole = total([here[i] for i in range(len(columns))])  # in the order in which every process has them
+        grams = [torch.stack([whole[i] for i in indices]) for indices in by_shape.values()]
+    for indices, C, G in zip(by_shape.values(), stacks, grams, strict=True):
+        M = G - torch.eye(C.shape[-1], device=C.device)
         if penalty == "mean_norm":
             norm = torch.linalg.matrix_norm(M)  # (k,)
             value += norm.sum().to(value.device) / len(columns)

@@ -40,8 +40,8 @@ def parse_span(span: Span, setting: str) -> int | float | Epochs:
     if isinstance(span, float) and not 0 <= span < 1:
         raise ConfigError(f"{setting}={span} is a fraction of the run, so it must be in [0, 1). {_SPANS}")
     size = span.count if isinstance(span, Epochs) else span
-    if size < 0:
-        raise ConfigError(f"{setting}={span} is negative. {_SPANS}")
+    if size < 0 or (setting == "every" and size == 0):
+        raise ConfigError(f"{setting}={span} is too short. {_SPANS}")
     return span
 
 

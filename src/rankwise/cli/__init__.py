@@ -1,8 +1,10 @@
 """The command line: one file per command, each a `run(arguments) -> exit status`."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from rankwise.errors import RankwiseError, nearest
 
@@ -21,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
+    if arguments[0] == "--version":
+        print(f"rankwise {version('rankwise')}")
+        return 0
     name, *rest = arguments
     if name not in COMMANDS:
         print(f"rankwise: unknown command {name!r}.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
@@ -28,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).run
     try:
         return run(rest)
+    except BrokenPipeError:
+        # whoever read the output has gone (`| head`); Python would complain once more when it flushes at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except RankwiseError as error:
         print(f"rankwise {name}: {error}", file=sys.stderr)
         return 2

@@ -25,7 +25,7 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
         usage=f"rankwise {command} CONFIG.yaml [--FIELD VALUE ...]",
         description="Fields of CONFIG.yaml, each of which can be given on the command line too. "
         f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}; on the command line "
-        "--method NAME and --method.SETTING VALUE; a method named there keeps what it shares of the file's settings.",
+        "--method NAME and --method.SETTING VALUE; a method named there replaces the file's, settings and all.",
         print_config=None,
     )
     parser.add_argument(
@@ -67,28 +67,34 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
 
 def _as_parser_reads(arguments: list[str]) -> list[str]:
     """Files are read and checked here; method names become classes. A file may be given first or as --config."""
+    pairs = [a.partition("=") if a.startswith("--") else ("", "", a) for a in arguments]
+    # a method on the command line takes the place of the file's: settings of another method must not linger
+    replaced = any(option in _METHOD for option, _, _ in pairs)
     read: list[str] = []
     takes: str | None = None
-    for position, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        if takes is not None:
-            read += [takes, _value(takes, argument)]
+    for position, (option, equals, value) in enumerate(pairs):
+        if takes is not None or (position == 0 and not option):
+            read += [takes or "--config", _value(takes or "--config", arguments[position], replaced)]
             takes = None
-        elif position == 0 and not argument.startswith("-"):
-            read += ["--config", _value("--config", argument)]
-        elif option in ("--config", "--method", "--method.name"):
+        elif option == "--config" or option in _METHOD:
             takes = "--config" if option == "--config" else "--method"
             if equals:
-                read += [takes, _value(takes, value)]
+                read += [takes, _value(takes, value, replaced)]
                 takes = None
         else:
-            read.append(argument)
+            read.append(arguments[position])
     return read if takes is None else [*read, takes]
 
 
-def _value(option: str, value: str) -> str:
+_METHOD = ("--method", "--method.name")
+
+
+def _value(option: str, value: str, method_replaced: bool) -> str:
+    if option == "--config" and value.lstrip().startswith("{"):
+        return value
     if option == "--config":
-        return value if value.lstrip().startswith("{") else json.dumps(_parser_form(read_yaml(Path(value))))
+        content = _parser_form(read_yaml(Path(value)))
+        return json.dumps({k: v for k, v in content.items() if k != "method" or not method_replaced})
     if value.lstrip().startswith("{"):
         return json.dumps(_method_class(yaml.safe_load(value)))
     if value not in METHODS:

@@ -1,9 +1,10 @@
 """rankwise inspect RUN|ADAPTER|MODEL"""
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from rankwise.base_layers import sizes
 from rankwise.cli.arguments import make_parser, parse_arguments
@@ -13,6 +14,7 @@ from rankwise.errors import FolderError
 from rankwise.io.folder import DESCRIPTION, read
 from rankwise.targets import ModelView
 from rankwise.train import record
+from rankwise.train.tasks import TASKS
 
 
 def run(arguments: list[str]) -> int:
@@ -50,10 +52,19 @@ def show_model(name: str) -> int:
         reason = str(error).strip().split("\n")[0]
         raise FolderError(f"{name!r} is neither a run, an adapter nor a model: {reason}") from error
     with torch.device("meta"):
-        view = ModelView(AutoModel.from_config(config))
-    table = Table("linear layer", "role", "out × in", title=f"{name} ({config.model_type})")
+        model = _loader(config).from_config(config)
+    view = ModelView(model)
+    table = Table("linear layer", "role", "out × in", title=f"{name}, as {type(model).__name__} names its layers")
     for layer, module in view.linears().items():
         d_in, d_out = sizes(module)
         table.add_row(layer, view.role(layer), f"{d_out} × {d_in}")
     make_console().print(table)
     return 0
+
+
+def _loader(config: PretrainedConfig) -> Any:
+    """The AutoModel class with the usual head: it decides the first part of every layer's name."""
+    words = {"CausalLM": "causal-lm", "LMHead": "causal-lm", "ConditionalGeneration": "seq2seq"}
+    classes = " ".join(config.architectures or [])
+    task = TASKS[next((t for word, t in words.items() if word in classes), "classification")]
+    return task.model_class if type(config) in task.models else AutoModel

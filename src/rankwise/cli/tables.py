@@ -28,17 +28,17 @@ def _share(count: int, total: int) -> str:
 
 
 def layer_table(ranks: Mapping[str, int], frozen: list[str]) -> Table:
-    """Live ranks by layer (rows) and module (columns); a frozen projection is named behind its rank."""
+    """Live ranks by layer (rows) and module (columns), with the letters of frozen projections behind them."""
     cells: dict[tuple[str, str], str] = {}
     for name, rank in ranks.items():
         dead = [t for t in ("A", "B") if f"{name}.{t}" in frozen]
-        cells[_row_and_column(name)] = f"{rank}" + (f" ({'+'.join(dead)} frozen)" if dead else "")
+        cells[_row_and_column(name)] = f"{rank}" + (f" {''.join(dead)}" if dead else "")
     rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
     short_rows, short_columns = _short(rows), _short(columns)
-    table = Table(title="live ranks")
+    table = Table(title="live ranks", caption="A, B: frozen projections" if frozen else None)
     table.add_column("layer", no_wrap=True)
     for column in columns:
-        table.add_column(short_columns[column], justify="right", overflow="fold")
+        table.add_column(short_columns[column].replace(".", ".\n"), justify="right")
     for row in rows:
         table.add_row(short_rows[row], *(cells.get((row, column), "") for column in columns))
     return table
@@ -47,7 +47,7 @@ def layer_table(ranks: Mapping[str, int], frozen: list[str]) -> Table:
 def _row_and_column(name: str) -> tuple[str, str]:
     """A module's path is cut behind its block number: "encoder.layer.3" and "attention.self.query"."""
     match = re.match(r"(.*?\.\d+)\.(.+)", name)
-    return (match[1], match[2]) if match else ("", name)
+    return (match[1], match[2]) if match else ("(outside)", name)
 
 
 def _short(names: list[str]) -> dict[str, str]:

@@ -1,77 +1,292 @@
-"""Folders and files that are either the old one or the new one, whenever the process dies."""
+"""Folders and files that are either the old one or the new one, whenever the process dies.
 
+Beside a folder `name` a writer uses three others, which no reader takes for a whole one:
+
+.name.staging   being written, by the one process that holds its lock
+.name.old       the old version, between the two renames that put the new one in its place
+.name.removed   being deleted
+
+Readers change nothing on the disk. What a crash leaves is cleared away by the next writer of the same folder.
+"""
+
+import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 from rankwise.errors import FolderError
+
+T = TypeVar("T")
+STAGING, OLD, REMOVED = "staging", "old", "removed"
+COMMITTED = ".rankwise-new"  # inside a folder that holds other things too: the new files, whole, on their way in
+READS = 50  # how often a folder is read anew when another process replaced it meanwhile
 
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A staging folder beside `target`; when the block ends well it takes the target's place, else it is removed.
 
-    Files are synced before the rename. An existing target is moved aside first and deleted last: a crash between the
-    two renames leaves the old folder under its aside name, which `recover` puts back.
-    Raises FolderError with the path when the disk refuses.
+    Everything is synced before the rename. An existing target is moved aside first and deleted last: a crash between
+    the two renames leaves the old folder under its aside name, where `read_whole` finds it and `recover` puts it back.
+    Raises FolderError with the path when the disk refuses, or while another process writes the same folder.
     """
-    staging, aside = _beside(target, "staging"), _beside(target, "old")
+    target = _real(target)
     try:
+        if target.exists() and not target.is_dir():
+            raise FolderError(f"{target} is a file, not a folder. Give another name, or remove it.")
         target.parent.mkdir(parents=True, exist_ok=True)
-        recover(target)
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-        for file in staging.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        _sync(staging)
-        if target.exists():
-            target.rename(aside)
-        staging.rename(target)
-        _sync(target.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        with _claimed(_beside(target, STAGING)) as staging:
+            recover(target)
+            yield staging
+            _sync_tree(staging)
+            _swap(staging, target)
     except OSError as error:
-        if isinstance(error, FolderError):
-            raise
-        raise FolderError(f"could not write {target}: {error}. What was there before is unchanged.") from error
+        raise _refused(target, error) from error
+
+
+@contextmanager
+def replaced_files(target: Path, names: Collection[str]) -> Iterator[Path]:
+    """As `replaced_folder`, but what else the target holds stays: only the files called `names` are replaced.
+
+    Then the new files are first put into a folder inside the target, which readers prefer while it is there.
+    """
+    target = _real(target)
+    if not target.exists() or _is_swappable(target, names):
+        with replaced_folder(target) as staging:
+            yield staging
+        return
+    committed = target / COMMITTED
+    with replaced_folder(committed) as staging:
+        yield staging
+    try:
+        for name in names:
+            _move_in(committed / name, target / name)
+        _sync(target)
+        _discard(committed)
+    except OSError as error:
+        raise FolderError(f"{target} was saved, but into {committed}: {error}. Saving again finishes it.") from error
+
+
+def _is_swappable(target: Path, names: Collection[str]) -> bool:
+    """Whether another folder can take the place of `target` and nobody misses this one: not a file of somebody else's,
+    not a shell or a container that has it as its working directory or volume."""
+    held = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+    free = os.access(target.parent, os.W_OK) and not os.path.ismount(target)
+    return bool(held) and held <= set(names) and free and not Path.cwd().is_relative_to(target)
+
+
+def _move_in(new: Path, place: Path) -> None:
+    if not new.exists():
+        place.unlink(missing_ok=True)
+        return
+    staging = _beside(place, STAGING)
+    staging.unlink(missing_ok=True)
+    try:
+        os.link(new, staging)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(new, staging)
+        _sync(staging)
+    staging.replace(place)
+
+
+def read_whole(target: Path, read: Callable[[Path], T]) -> T:
+    """`read(folder)` of one whole version of `target`, wherever a crash left it.
+
+    Read anew if it was replaced meanwhile. Nothing on the disk is changed. Raises what `read` raises.
+    """
+    for _ in range(READS):
+        place = _current(target)
+        with _held_open(place):
+            before = _identity(place)
+            try:
+                result = read(place)
+            except FolderError:
+                if _current(target) == place and _identity(place) == before:
+                    raise
+            else:
+                if _current(target) == place and _identity(place) == before:
+                    return result
+        time.sleep(0.01)
+    raise FolderError(f"{target} is replaced again and again while it is read. Load it when its writer has finished.")
+
+
+@contextmanager
+def _held_open(folder: Path) -> Iterator[None]:
+    """Held open, a folder that was removed keeps its inode number: no other one passes for it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield
+        return
+    try:
+        yield
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
 
 
 def recover(target: Path) -> None:
-    """Finish what a crash between two renames left: the old folder comes back if the new one did not arrive."""
-    aside = _beside(target, "old")
-    if aside.exists() and not target.exists():
+    """Finish what a crash left of `target`, as its one writer: the old folder comes back if the new did not arrive."""
+    target = _real(target)
+    shutil.rmtree(_beside(target, REMOVED), ignore_errors=True)
+    aside = _beside(target, OLD)
+    if aside.is_dir() and not target.exists():
         aside.rename(target)
-    shutil.rmtree(aside, ignore_errors=True)
+    elif aside.is_dir():
+        with suppress(OSError):  # the new one is in its place, which is what counts
+            _discard(aside)
+
+
+def recover_all(parent: Path, prefix: str) -> None:
+    """`recover` every folder in `parent` whose name begins with `prefix`, and remove what was only begun."""
+    for mark in (OLD, REMOVED, STAGING):
+        for left in parent.glob(f".{prefix}*.{mark}"):
+            target = left.with_name(left.name[1:].removesuffix(f".{mark}"))
+            with suppress(OSError), _claimed(_beside(target, STAGING)):
+                recover(target)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a crash in between leaves no half of it under its name."""
-    aside = _beside(folder, "old")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
+    _discard(_real(folder))
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write `data` so that the file is either the old one or the new one. Raises FolderError with the path."""
-    staging = _beside(path, "staging")
+    with replaced_file(path) as file:
+        file.write(json.dumps(data, indent=1) + "\n")
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` when the block ends well. Raises FolderError with the path."""
+    path = _real(path)
+    staging = _beside(path, STAGING)
     try:
-        staging.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        _sync(staging)
+        with staging.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         staging.replace(path)
+        _sync(path.parent)
     except OSError as error:
-        raise FolderError(f"could not write {path}: {error}. What was there before is unchanged.") from error
+        raise _refused(path, error) from error
+    finally:
+        staging.unlink(missing_ok=True)
 
 
-def _beside(target: Path, what: str) -> Path:
-    return target.with_name(f".{target.name}.{what}")
+def _swap(staging: Path, target: Path) -> None:
+    aside = _beside(target, OLD)
+    try:
+        if target.exists():
+            target.rename(aside)
+        staging.rename(target)
+        _sync(target.parent)
+    finally:
+        recover(target)  # also when the second rename was refused or interrupted
+
+
+def _discard(folder: Path) -> None:
+    """Half-deleted it must not pass for whole, so it is given a name that says so before anything in it goes."""
+    removed = _beside(folder, REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(staging: Path) -> Iterator[Path]:
+    """The empty staging folder, for this process alone; what a dead one left in it is removed."""
+    descriptor = _lock(staging)
+    try:
+        for entry in staging.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        yield staging
+    finally:
+        if _is_open_as(descriptor, staging):  # else it has its final name, and this one may be another process's
+            shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(staging: Path) -> int:
+    """Make and lock a staging folder. The lock goes with the process that holds it, however that ends."""
+    import fcntl  # not on every system, and loading needs none
+
+    while True:
+        staging.mkdir(exist_ok=True)
+        descriptor = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise FolderError(
+                f"another process or thread is saving there: it holds {staging}. "
+                "Give each its own folder; in a distributed run save on one rank."
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                os.close(descriptor)
+                raise
+        if _is_open_as(descriptor, staging):
+            return descriptor
+        os.close(descriptor)  # it became somebody's finished folder between the two calls
+
+
+def _current(target: Path) -> Path:
+    target = _real(target)
+    committed, aside = target / COMMITTED, _beside(target, OLD)
+    if committed.is_dir() and not committed.is_symlink():
+        return committed
+    return aside if aside.is_dir() and not target.exists() else target
+
+
+def _identity(folder: Path) -> tuple[tuple[int, int, int, int], ...]:
+    """Changes whenever the folder, or a file of an adapter in it, is another one than before."""
+    try:
+        own = folder.stat()
+        with os.scandir(folder) as entries:
+            inside = sorted(e.path for e in entries if e.name.endswith((".json", ".safetensors")))
+        stats = [os.lstat(path) for path in inside]
+    except OSError:
+        return ()
+    files = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats]
+    return ((own.st_dev, own.st_ino, 0, 0), *files)
+
+
+def _refused(path: Path, error: OSError) -> FolderError:
+    if isinstance(error, FolderError):
+        return error
+    return FolderError(f"could not write {path}: {error}. What was there before is unchanged.")
+
+
+def _real(path: Path) -> Path:
+    """Where a link leads: the link stays, and what it names is replaced."""
+    return Path(os.path.realpath(path))
+
+
+def _beside(target: Path, mark: str) -> Path:
+    return target.with_name(f".{target.name}.{mark}")
+
+
+def _sync_tree(folder: Path) -> None:
+    for entry in folder.rglob("*"):
+        if not entry.is_symlink():
+            _sync(entry)
+    _sync(folder)
 
 
 def _sync(path: Path) -> None:

@@ -6,25 +6,29 @@ state.safetensors     the controller's state, when the method decides while it t
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rankwise.adapter import FusedBlocks, LowRank, Method
-from rankwise.allocation.schedule import Epochs
 from rankwise.base_layers import kind_of, sizes
-from rankwise.errors import ConfigError, FolderError, StateError, nearest
-from rankwise.io.atomic import recover, replaced_folder
-from rankwise.methods import METHODS
+from rankwise.distributed import gather, grouped, local, part
+from rankwise.errors import FolderError, StateError
+from rankwise.io.atomic import read_whole, replaced_files
+from rankwise.io.description import FORMAT, fault_of_numbers, method_as_dict, read_description
+from rankwise.io.untrusted import brief, check_ordinary
 
-FORMAT = 1
-DESCRIPTION, ADAPTER, STATE = "rankwise.json", "adapter.safetensors", "state.safetensors"
+DESCRIPTION, ADAPTER, STATE = FILES = ("rankwise.json", "adapter.safetensors", "state.safetensors")
+FLOATS = ("F32", "BF16", "F16", "F64")
+MOST_HEADER = 12 * 2**20  # bytes; parsed, a header takes fourteen times as many
 
 
 @dataclass(frozen=True)
@@ -45,71 +49,83 @@ class Saved:
         return {name: int(self.tensors[f"{name}::live"].sum()) for name in self.layers}
 
 
-def method_as_dict(method: Method) -> dict[str, Any]:
-    """{"name": ..., settings}; spans in epochs as text."""
-    settings = {k: str(v) if isinstance(v, Epochs) else v for k, v in vars(method).items()}
-    return {"name": method.name, **settings}
-
-
-def method_from_dict(data: Mapping[str, Any]) -> Method:
-    """The method a dict describes. Raises ConfigError for an unknown name or setting, with the nearest known one."""
-    settings = dict(data)
-    name = settings.pop("name", None)
-    if name not in METHODS:
-        raise ConfigError(f"unknown method {name!r}; known are {sorted(METHODS)}.{nearest(str(name), METHODS)}")
-    cls = METHODS[name]
-    known = [f.name for f in fields(cls)]
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"{name} has no setting {key!r}; it has {known}.{nearest(key, known)}")
-    return cls(**settings)
-
-
 def write(folder: Path, saved: Saved) -> None:
-    """Write the folder, whole or not at all."""
+    """Write the folder, whole or not at all. Other files that it holds stay. What was written is read back first."""
     description = {k: v for k, v in vars(saved).items() if k not in ("tensors", "state", "method")}
     description = {"format": FORMAT, "method": method_as_dict(saved.method), **description}
-    with replaced_folder(folder) as staging:
+    with replaced_files(folder, FILES) as staging:
         (staging / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         _save_tensors(saved.tensors, staging / ADAPTER)
         if saved.state:
             _save_tensors(saved.state, staging / STATE)
+        _read(staging)
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
+    try:
+        save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error  # the disk refused
 
 
 def read(folder: Path) -> Saved:
-    """Read and check a native folder. Raises FolderError, naming the file and what is wrong with it."""
-    recover(folder)
+    """Read and check a native folder; nothing on the disk is changed, and another process may be replacing it.
+
+    Tensors are mapped from the file, and read only when they are copied: a shape that does not fit costs no memory.
+    Raises FolderError, naming the file and what is wrong with it.
+    """
+    return read_whole(folder, _read)
+
+
+def _read(folder: Path) -> Saved:
     path = folder / DESCRIPTION
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FolderError(f"{folder} is no rankwise adapter: it has no {DESCRIPTION}.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise FolderError(f"{path} has format {data['format']!r}; this version reads {FORMAT}.")
-        description = {k: data[k] for k in ("base_model", "layers", "trained", "frozen", "run")}
-        method = method_from_dict(data["method"])
-        layers = {name: (layer["rank"], layer["shape"]) for name, layer in data["layers"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FolderError(f"{path} is not what rankwise writes: {error!r}.") from error
-    tensors = _load_tensors(folder / ADAPTER)
-    state = _load_tensors(folder / STATE) if (folder / STATE).exists() else {}
-    absent = [name for name in (*(f"{n}::live" for n in layers), *data["trained"]) if name not in tensors]
-    if absent:
-        raise FolderError(f"{folder / ADAPTER} does not hold what it should: missing {absent[:3]}.")
-    saved = Saved(method=method, tensors=tensors, state=state, **description)
-    _check_finite(folder / ADAPTER, tensors)
+    description = read_description(path, folder)
+    names = 16 * len(description["layers"]) + len(description["trained"])
+    most = min(MOST_HEADER, 2**16 + 2**10 * names)
+    tensors = _read_tensors(folder / ADAPTER, folder, most)
+    state = _read_tensors(folder / STATE, folder, most) if os.path.lexists(folder / STATE) else {}
+    saved = Saved(tensors=tensors, state=state, **description)
+    _check_names(folder / ADAPTER, saved)
     return saved
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, folder: Path, most: int) -> dict[str, Tensor]:
+    check_ordinary(path, folder)
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+        with path.open("rb") as start:
+            length, size = int.from_bytes(start.read(8), "little"), os.fstat(start.fileno()).st_size
+        if not 2 <= length <= min(most, size - 8):
+            raise FolderError(f"{path} cannot be read as safetensors: it claims a header of {length:,} bytes.")
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
+            odd = [n for n, kind in kinds.items() if kind not in (("BOOL",) if n.endswith("::live") else FLOATS)]
+            if odd:
+                raise FolderError(f"{path}: {brief(odd[0])} is of type {kinds[odd[0]]}, which no adapter tensor is.")
+            return {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, ValueError, TypeError, RuntimeError) as error:
+        if isinstance(error, FolderError):
+            raise
         raise FolderError(f"{path} cannot be read as safetensors: {error}.") from error
+
+
+def _check_names(path: Path, saved: Saved) -> None:
+    """Every tensor is one that the description tells of, and every layer has its mask."""
+    for name in saved.tensors.keys() - set(saved.trained):
+        if name.rpartition("::")[0] not in saved.layers:
+            raise FolderError(f"{path} does not hold what it should: extra {brief(name)}.")
+    absent = [n for n in (*(f"{n}::live" for n in saved.layers), *saved.trained) if n not in saved.tensors]
+    if absent:
+        raise FolderError(f"{path} does not hold what it should: missing {brief(absent[:3])}.")
+    for name, layer in saved.layers.items():
+        if saved.tensors[f"{name}::live"].shape != (layer["rank"],):
+            raise FolderError(f"{path}: {brief(name)} has another rank than the {layer['rank']} of {DESCRIPTION}.")
+    for name in saved.frozen:
+        layer_name, _, tensor = name.rpartition(".")
+        if tensor == "live" or f"{layer_name}::{tensor}" not in saved.tensors:
+            raise FolderError(f"{path} has no {brief(name)}, which {DESCRIPTION} lists as frozen.")
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -125,6 +141,20 @@ def collect(adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]
     """All tensors of an adaptation under the names they have in the file."""
     own = {f"{name}::{t}": v for name, adapter in adapters.items() for t, v in adapter.tensors().items()}
     return own | dict(trained)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put together, on every process, what FSDP2 has spread over them."""
+    given = [t.detach() for t in tensors.values()]
+    return dict(zip(tensors, gather([local(t) for t in given], given), strict=True))
+
+
+def describe_base(model: nn.Module) -> dict[str, Any]:
+    """Name and kind of a transformers model, for the description file; None where it says nothing."""
+    config = vars(model).get("config")
+    if config is None:
+        return {"name": None, "model_type": None}
+    return {"name": config._name_or_path, "model_type": config.model_type}
 
 
 def describe_layers(adapters: Mapping[str, LowRank]) -> dict[str, dict[str, Any]]:
@@ -153,7 +183,7 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
             raise FolderError(
                 f"{folder} holds a trained {name!r}, which the model has not. Load it with the same head."
             )
-        if parameters[name].shape != saved.tensors[name].shape:
+        if parameters[name].shape != saved.tensors[name].shape or not parameters[name].is_floating_point():
             shapes = f"{list(parameters[name].shape)}, saved was {list(saved.tensors[name].shape)}"
             raise FolderError(f"{folder} was made for another head: {name} is {shapes}. Check num_labels.")
 
@@ -167,6 +197,30 @@ def check_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank]) ->
         rank = saved.layers[name]["rank"]
         if not 0 <= rank <= adapter.rank:
             raise FolderError(f"{folder}: {name} has {rank} ranks saved, and at most {adapter.rank} are possible here.")
+
+
+def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str, LowRank]) -> None:
+    """Raise FolderError unless the saved state is one that a controller of these adapters can continue from."""
+    assert saved.run is not None
+    total, numbers = saved.run["total_steps"], saved.run["numbers"]
+    controller = None if total is None else method.controller(adapters, total, saved.run["steps_per_epoch"])
+    parameters = [] if controller is None else controller.parameters()
+    if not grouped():  # there the state of a new one is put together by all processes
+        fresh = {"tensors": {}, "numbers": {}} if controller is None else controller.state_dict()
+        fault = fault_of_numbers(numbers, fresh["numbers"])
+        if fault or fresh["tensors"].keys() - saved.state.keys():
+            raise FolderError(f"{folder} is not what rankwise writes: its numbers {fault or 'lack their tensors'}.")
+    frozen, seen = numbers.get("frozen", []), numbers.get("seen", parameters)
+    steps = max(saved.run["steps"], numbers.get("step", 0))
+    if len(seen) != len(parameters) or not set(frozen) <= set(range(len(parameters))) or steps > (total or steps):
+        raise FolderError(f"{folder} is not what rankwise writes: its run is of another length or other layers.")
+    for name, tensor in saved.state.items():
+        match = re.fullmatch(r"[a-z_]+\.(\d{1,9})", name)
+        at = int(match[1]) if match else len(parameters)
+        fitting = [(0,)] if at in frozen else []  # of a frozen projection nothing is kept
+        if at >= len(parameters) or tuple(tensor.shape) not in (*fitting, tuple(parameters[at].shape)):
+            raise FolderError(f"{folder / STATE}: {brief(name)} is {list(tensor.shape)}; no layer has such a state.")
+    _check_finite(folder / STATE, saved.state)
 
 
 def copy_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank]) -> None:
@@ -189,5 +243,6 @@ def _copy(folder: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
             raise FolderError(f"{folder / ADAPTER}: {name} is {list(saved[name].shape)}, not {list(tensor.shape)}.")
+    _check_finite(folder / ADAPTER, saved)
     for name, tensor in own.items():
-        tensor.copy_(saved[name])
+        local(tensor).copy_(part(saved[name], tensor))

@@ -22,6 +22,7 @@ from rankwise.allocation.orthogonality import Penalty, orthogonality
 from rankwise.allocation.schedule import Phases, Span, cubic_budget, parse_span, steps_of
 from rankwise.allocation.selection import keep_above, keep_top
 from rankwise.base_layers import sizes, weight
+from rankwise.distributed import Columns, local, own_state, part, rank_means, whole_state
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod, check_alpha, is_count
@@ -144,7 +145,7 @@ class BudgetController(Controller):
     ) -> None:
         self.layers, self.settings, self.phases = dict(layers), settings, phases
         self.start, self.end = start, end
-        self.importance = Importance(self.parameters(), settings.beta1, settings.beta2)
+        self.importance = Importance([local(p.detach()) for p in self.parameters()], settings.beta1, settings.beta2)
         self.signals: dict[
             int, Tensor
         ] = {}  # last raw signal by parameter position, for the scores that average nothing
@@ -182,24 +183,25 @@ class BudgetController(Controller):
         layers = [a for a in self.layers.values() if a.P.grad is not None and a.Q.grad is not None]
         if not layers:
             return
-        columns = [a.P.detach() for a in layers] + [a.Q.detach().T for a in layers]
-        self.penalty, gradients = orthogonality(columns, self.settings.penalty)
+        n = len(layers)
+        parameters = [a.P for a in layers] + [a.Q for a in layers]
+        columns = Columns(parameters, [1] * n + [0] * n)
+        self.penalty, gradients = orthogonality(columns.matrices, self.settings.penalty, columns.total)
         factor = self.settings.orthogonality * (1.0 if grad_scale is None else grad_scale)
-        for layer, dP, dQ in zip(layers, gradients[: len(layers)], gradients[len(layers) :], strict=True):
-            layer.P.grad.add_(dP * factor)  # type: ignore[union-attr]
-            layer.Q.grad.add_((dQ * factor).T)  # type: ignore[union-attr]
+        for p, gradient in zip(parameters, columns.slices(gradients), strict=True):
+            local(p.grad).add_(gradient * factor)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def _score(self, grad_scale: Tensor | None) -> None:
         if self.step >= self.phases.finish:
             return  # the choice is fixed in the final phase
         if self.settings.score == "magnitude":
-            self.signals = {3 * k + 1: a.lam.detach().abs() for k, a in enumerate(self.layers.values())}
+            self.signals = {3 * k + 1: local(a.lam).abs() for k, a in enumerate(self.layers.values())}
             return
         parameters = self.parameters()
         indices = [i for i, p in enumerate(parameters) if p.grad is not None]
-        weights = [parameters[i] for i in indices]
-        gradients = [p.grad for p in weights if p.grad is not None]
+        weights = [local(parameters[i]) for i in indices]
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         signals = raw_signal("sensitivity", weights, gradients)
         if grad_scale is not None and signals:
             torch._foreach_div_(signals, grad_scale)
@@ -215,7 +217,7 @@ class BudgetController(Controller):
 
     @torch.no_grad()
     def _allocate(self) -> list[Event]:
-        scores = torch.cat([self._triplet_scores(3 * k, layer) for k, layer in enumerate(self.layers.values())])
+        scores = torch.cat(self._triplet_scores())
         budget = min(cubic_budget(self.step, self.phases, self.start, self.end), scores.numel())
         keep = keep_top if self.settings.ties == "exact" else keep_above
         masks = torch.split(keep(scores, budget), [layer.rank for layer in self.layers.values()])
@@ -225,16 +227,21 @@ class BudgetController(Controller):
         self.allocated = True
         return [Allocated(self.step, budget, tuple(self.layers), masks, quantiles(scores), self.penalty.clone())]
 
-    def _triplet_scores(self, first: int, layer: AdaLoRALayer) -> Tensor:
-        """S (r,) of one layer, whose P, λ and Q stand at positions first, first + 1 and first + 2."""
+    def _triplet_scores(self) -> list[Tensor]:
+        """S (r,) of each layer."""
         if self.settings.score == "magnitude":
-            return self._element_scores(first + 1, layer.lam)
-        s_P, s_lam, s_Q = (self._element_scores(first + j, p) for j, p in enumerate(layer.triplet()))
-        return s_lam + s_P.mean(dim=0) + s_Q.mean(dim=1)
+            lams = [layer.lam for layer in self.layers.values()]
+            return rank_means(
+                [self._element_scores(3 * k + 1, lam) for k, lam in enumerate(lams)], lams, [0] * len(lams)
+            )
+        parameters = self.parameters()
+        elements = [self._element_scores(i, p) for i, p in enumerate(parameters)]
+        s = rank_means(elements, parameters, [1, 0, 0] * len(self.layers))
+        return [s_lam + s_P + s_Q for s_P, s_lam, s_Q in zip(s[::3], s[1::3], s[2::3], strict=True)]
 
     def _element_scores(self, index: int, parameter: Tensor) -> Tensor:
         if self.settings.score in ("raw_sensitivity", "magnitude"):
-            return self.signals.get(index, torch.zeros_like(parameter))
+            return self.signals.get(index, torch.zeros_like(local(parameter)))
         if self.settings.score == "sensitivity":
             return self.importance.mean[index]
         return self.importance.score(index)
@@ -242,7 +249,7 @@ class BudgetController(Controller):
     @torch.no_grad()
     def _apply_masks(self) -> None:
         for layer in self.layers.values():
-            layer.lam.mul_(layer.live)
+            local(layer.lam).mul_(part(layer.live, layer.lam))
 
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """The named layers were compacted to the given ranks: forget the state of the others."""
@@ -257,11 +264,18 @@ class BudgetController(Controller):
     def state_dict(self) -> dict[str, Any]:
         signals = {f"signal.{i}": t for i, t in self.signals.items()}
         numbers = {"step": self.step, "allocated": self.allocated, "start": self.start}
-        return {"tensors": self.importance.state_dict() | signals, "numbers": numbers}
+        tensors = whole_state(self.importance.state_dict() | signals, self._like())
+        return {"tensors": tensors, "numbers": numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.importance.load_state_dict(state["tensors"])
+        tensors = own_state(state["tensors"], self._like())
+        self.importance.load_state_dict(tensors)
         prefix = "signal."
-        self.signals = {int(n.removeprefix(prefix)): t for n, t in state["tensors"].items() if n.startswith(prefix)}
+        self.signals = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
         self.step = state["numbers"]["step"]
         self.allocated = state["numbers"]["allocated"]
+
+    def _like(self) -> dict[str, Tensor]:
+        """The parameter that each saved tensor is laid out as."""
+        kinds = ("mean", "uncertainty", "signal")
+        return {f"{kind}.{i}": p for i, p in enumerate(self.parameters()) for kind in kinds}

@@ -21,6 +21,7 @@ from rankwise.allocation.importance import Importance, Signal, raw_signal
 from rankwise.allocation.schedule import Epochs, Phases, Span, frozen_share, parse_span, steps_of
 from rankwise.allocation.selection import below_quantile, lowest
 from rankwise.base_layers import sizes, weight
+from rankwise.distributed import gather, local, means, own_state, whole_state
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod
@@ -109,9 +110,7 @@ class AFLoRA(LowRankMethod):
         warmup, cooldown, every = (steps_of(s, n, total_steps, steps_per_epoch) for n, s in spans.items())
         phases = Phases(total_steps, warmup, cooldown, every)
         layers = {n: a for n, a in adapters.items() if isinstance(a, AFLoRALayer)}
-        projections = {
-            f"{n}.{m}": p for n, a in layers.items() for m, p in (("A", a.A), ("B", a.B)) if a.projections_train
-        }
+        projections = {f"{n}.{m}": (a, m) for n, a in layers.items() for m in ("A", "B") if a.projections_train}
         if not projections:
             raise ConfigError(
                 f"scope={self.scope!r}: none of the adapted layers is of that kind, so nothing can freeze."
@@ -122,10 +121,11 @@ class AFLoRA(LowRankMethod):
 class FreezingController(Controller):
     """Scores projections once per window and freezes the lowest-scoring share of them."""
 
-    def __init__(self, projections: Mapping[str, nn.Parameter], settings: AFLoRA, phases: Phases) -> None:
+    def __init__(self, projections: Mapping[str, tuple[AFLoRALayer, str]], settings: AFLoRA, phases: Phases) -> None:
         self.projections, self.settings, self.phases = dict(projections), settings, phases
-        self.importance = Importance(self.parameters(), settings.beta1, settings.beta2)
-        self.window = [torch.zeros_like(p) for p in self.parameters()]  # J, running mean of I over the window
+        held = [local(p.detach()) for p in self.parameters()]
+        self.importance = Importance(held, settings.beta1, settings.beta2)
+        self.window = [torch.zeros_like(p) for p in held]  # J, running mean of I over the window
         self.seen = [0] * len(self.projections)  # how many I are in J
         self.frozen: set[int] = set()  # positions
 
@@ -137,7 +137,11 @@ class FreezingController(Controller):
         return {"frozen": len(self.frozen) / len(self.projections)}
 
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.projections.values())
+        return [layer.get_parameter(name) for layer, name in self.projections.values()]
+
+    def stopped(self) -> list[nn.Parameter]:
+        parameters = self.parameters() if self.frozen else []
+        return [parameters[i] for i in self.frozen]
 
     @torch.no_grad()
     def observe(self, grad_scale: Tensor | None) -> None:
@@ -149,7 +153,8 @@ class FreezingController(Controller):
             self.seen = [0] * len(parameters)
         indices = [i for i, p in enumerate(parameters) if i not in self.frozen and p.grad is not None]
         weights = [parameters[i] for i in indices]
-        signals = raw_signal(self.settings.signal, weights, [p.grad for p in weights if p.grad is not None])
+        gradients = [local(p.grad) for p in weights if p.grad is not None]
+        signals = raw_signal(self.settings.signal, [local(p) for p in weights], gradients)
         if grad_scale is not None and signals:
             torch._foreach_div_(signals, grad_scale)
         for i, signal in zip(indices, signals, strict=True):
@@ -177,15 +182,17 @@ class FreezingController(Controller):
     @torch.no_grad()
     def _freeze(self) -> list[Event]:
         training = [i for i in range(len(self.projections)) if i not in self.frozen]
+        parameters = self.parameters()
+        held = [parameters[i] for i in training]
         products = [self.importance.score(i) for i in training]
-        scores = torch.stack([p.mean() for p in products])
+        scores = means(products, held)
         share = frozen_share(self.step, self.phases)
         if share == 1.0:
             chosen = list(range(len(training)))
         elif self.settings.freeze_rule == "count":
             chosen = lowest(scores, int(share * len(self.projections)) - len(self.frozen))
         else:
-            chosen = below_quantile(products, share)
+            chosen = below_quantile(gather(products, held), share)
         if not chosen:
             return []
         names = list(self.projections)
@@ -195,8 +202,8 @@ class FreezingController(Controller):
         return [Froze(self.step, len(self.frozen) / len(names), frozen, quantiles(scores))]
 
     def _freeze_one(self, index: int) -> None:
-        parameter = self.parameters()[index].requires_grad_(False)
-        parameter.grad = None  # a stale gradient would let the optimizer move a frozen weight
+        layer, name = list(self.projections.values())[index]
+        layer.freeze(name)
         self.frozen.add(index)
         # its state decides nothing any more
         self.window[index] = self.importance.mean[index] = self.importance.uncertainty[index] = torch.empty(0)
@@ -204,11 +211,18 @@ class FreezingController(Controller):
     def state_dict(self) -> dict[str, Any]:
         window = {f"window.{i}": t for i, t in enumerate(self.window)}
         numbers = {"step": self.step, "frozen": sorted(self.frozen), "seen": list(self.seen)}
-        return {"tensors": self.importance.state_dict() | window, "numbers": numbers}
+        tensors = whole_state(self.importance.state_dict() | window, self._like())
+        return {"tensors": tensors, "numbers": numbers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step, self.seen = state["numbers"]["step"], list(state["numbers"]["seen"])
         for i in state["numbers"]["frozen"]:
             self._freeze_one(i)
-        self.importance.load_state_dict(state["tensors"])
-        self.window = [state["tensors"][f"window.{i}"].to(p.device) for i, p in enumerate(self.parameters())]
+        tensors = own_state(state["tensors"], self._like())
+        self.importance.load_state_dict(tensors)
+        self.window = [tensors[f"window.{i}"].to(p.device) for i, p in enumerate(self.parameters())]
+
+    def _like(self) -> dict[str, Tensor]:
+        """The projection that each saved tensor is laid out as; of the frozen ones nothing is left to save."""
+        training = [(i, p) for i, p in enumerate(self.parameters()) if i not in self.frozen]
+        return {f"{kind}.{i}": p for i, p in training for kind in ("mean", "uncertainty", "window")}

@@ -1,7 +1,7 @@
 """What every low-rank method shares: its common settings, and its installation into a model, written once."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, TypeVar, get_args, get_origin
 
@@ -10,7 +10,7 @@ from torch import nn
 from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
 from rankwise.base_layers import Block, sizes
 from rankwise.errors import ConfigError, StateError, TargetError, nearest
-from rankwise.targets import ModelView, Site, check_targets, find_sites, trained_modules
+from rankwise.targets import ModelView, Site, check_targets, find_sites, listed_sites, trained_modules
 
 T = TypeVar("T")
 
@@ -66,11 +66,16 @@ class LowRankMethod(Method):
 
         Raises StateError if the model is adapted already, TargetError if targets or ranks do not fit it.
         """
-        if any(isinstance(m, LowRank | FusedBlocks) for m in model.modules()):
-            raise StateError("the model is adapted already. Undo, merge or reload it before adapting it again.")
-        view = ModelView(model)
+        view = _view(model)
         trained = trained_modules(view, self.also_train)
-        sites = find_sites(view, self.targets, self.exclude, trained)
+        return self._install(model, find_sites(view, self.targets, self.exclude, trained), trained)
+
+    def install_saved(self, model: nn.Module, layers: Sequence[str], trained: list[str]) -> Installed:
+        """As `install`, for exactly the layers and parameters that a saved adapter lists: its targets may be a pattern
+        that someone made to run for ever, and match something else in a model that has changed since."""
+        return self._install(model, listed_sites(_view(model), layers), trained)
+
+    def _install(self, model: nn.Module, sites: list[Site], trained: list[str]) -> Installed:
         self._check_ranks(sites)
         adapters = {site.name: self._build(site) for site in sites}
         return _swap_in(model, sites, adapters, trained)
@@ -92,6 +97,12 @@ class LowRankMethod(Method):
                     f"rank={self.initial_rank(site.name)} is above the largest possible rank {min(d_in, d_out)} of "
                     f"{site.name} ({d_out} × {d_in}). Lower the rank, set rank_pattern for it, or exclude it."
                 )
+
+
+def _view(model: nn.Module) -> ModelView:
+    if any(isinstance(m, LowRank | FusedBlocks) for m in model.modules()):
+        raise StateError("the model is adapted already. Undo, merge or reload it before adapting it again.")
+    return ModelView(model)
 
 
 def is_count(value: object) -> bool:
@@ -128,6 +139,7 @@ def _under(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
 def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:
     frozen_before = {p: p.requires_grad for p in model.parameters()}
     heads = _under(model, trained)  # by the plain model's names: in an adapted layer they change
+    values_before = {name: parameter.detach().clone() for name, parameter in heads.items()}
     originals = {site.path: site.module for site in sites}
     places = _places(model, originals.values())
     for parameter in frozen_before:
@@ -146,7 +158,7 @@ def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], 
         for parameter, required in frozen_before.items():
             parameter.requires_grad_(required)
 
-    return Installed(adapters, heads, undo)
+    return Installed(adapters, heads, values_before, undo)
 
 
 def _replacements(sites: list[Site], adapters: dict[str, LowRank]) -> dict[str, nn.Module]:

@@ -98,7 +98,13 @@ def _head_settings(task: str, prepared: Prepared) -> dict[str, Any]:
 def _from_pretrained(loader: Any, name: str, settings: dict[str, Any]) -> Any:
     try:
         return loader.from_pretrained(name, **settings)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except RuntimeError as error:  # shapes differ; transformers prints which
+        raise ConfigError(
+            f"model={name!r} does not fit: its weights have other shapes than the task's head with "
+            f"num_labels={settings.get('num_labels', 'its own')}. It was probably fine-tuned for other classes; choose "
+            "the model that it was made from."
+        ) from error
+    except (OSError, ValueError, SafetensorError) as error:
         path = Path(name).expanduser()
         local = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
         missing = local and not path.exists()

@@ -18,7 +18,7 @@ import yaml
 from rankwise.adapter import Method
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import write_json
-from rankwise.io.folder import method_as_dict
+from rankwise.io.description import method_as_dict
 from rankwise.train.config import RunConfig
 
 CONFIG, ENVIRONMENT, HISTORY, METRICS, RESULTS = (

@@ -110,5 +110,6 @@ def _say_what(job: Job, console: Console) -> None:
     console.print(f"task: {job.task}, because {job.task_reason}; {rows}")
     cut = {split: count for split, count in job.prepared.truncated.items() if count}
     if cut:
-        console.print(f"cut to max_length={job.config.data.max_length}: {cut}")
+        done = "split into windows of" if job.task == "span-qa" else "cut to"
+        console.print(f"rows {done} max_length={job.config.data.max_length}: {cut}")
     console.print(str(job.adaptation), highlight=False)

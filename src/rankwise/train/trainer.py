@@ -1,10 +1,12 @@
 """Adapter-only, atomic checkpoints and exact resume, as one mixin over transformers' trainers."""
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy
 import torch
 from torch import nn
 from transformers import Seq2SeqTrainer, Trainer
@@ -61,6 +63,16 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         finally:
             self.adaptation_callback.detach()
         return output._replace(training_loss=self._mean_loss())
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, but without a trace in the random state: a resumed run does not repeat past evaluations."""
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        numbers, arrays = random.getstate(), numpy.random.get_state()
+        with torch.random.fork_rng(devices):
+            scores: dict[str, float] = super().evaluate(*args, **kwargs)
+        random.setstate(numbers)
+        numpy.random.set_state(arrays)
+        return scores
 
     def _mean_loss(self) -> float:
         """Mean loss over all steps of the run: Trainer's own covers only the steps since a resume."""
