@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 
-.PHONY: check fix test test-all demo demo-causal clean
+.PHONY: check fix test test-all test-quantized demo demo-causal clean
 
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
@@ -27,8 +27,13 @@ fix: .venv/.ready
 test: .venv/.ready
 	$(RUN)/python -m pytest -n 2 -m "not slow"
 
-test-all: .venv/.ready
+test-all: .venv/.ready test-quantized
 	$(RUN)/python -m pytest -n 2
+
+# Beside .venv and not in it: transformers imports torchao and bitsandbytes wherever it finds them, in every process.
+test-quantized: .venv/.ready
+	$(BIN)/pip install -q --upgrade --no-deps -c constraints.txt --target .quantized torchao bitsandbytes
+	PYTHONPATH=.quantized $(BIN)/python -m pytest tests/test_quantized.py
 
 demo: .venv/.ready
 	$(RUN)/rankwise demo
@@ -37,4 +42,4 @@ demo-causal: .venv/.ready
 	$(RUN)/rankwise demo --causal
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .quantized runs

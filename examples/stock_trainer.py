@@ -36,8 +36,8 @@ with tempfile.TemporaryDirectory() as folder:
     )
     callback = rw.AdaptationCallback(adaptation)
     Trainer(model=model, args=arguments, train_dataset=Sentences(), callbacks=[callback]).train()
+    allocations = [line for line in adaptation.history.lines if line["event"] == "allocated"]
 
-allocations = [line for line in adaptation.history.lines if line["event"] == "allocated"]
 for line in allocations[:: len(allocations) // 5]:
     print(f"after step {line['step']}: {line['live']} ranks live")
 print(adaptation)

@@ -17,6 +17,7 @@ ORDER = [
     ["errors"],
     ["distributed", "low_rank_op"],
     ["adapter"],
+    ["compiling"],
     ["base_layers"],
     ["architectures"],
     ["targets"],
@@ -44,6 +45,7 @@ OUTSIDE = {
     "adapter": {"torch"},
     "architectures": {"torch"},
     "allocation": {"torch"},
+    "compiling": {"torch"},
     "hook": {"torch", "accelerate"},
     "surgery": {"torch"},
 }

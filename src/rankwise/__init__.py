@@ -15,6 +15,7 @@ from rankwise.errors import (
     TargetError,
 )
 from rankwise.methods import METHODS, AdaLoRA, AFLoRA, LoRA
+from rankwise.surgery import across_ranks
 
 if TYPE_CHECKING:
     from rankwise.train.callback import AdaptationCallback
@@ -36,6 +37,7 @@ __all__ = [
     "ScheduleError",
     "StateError",
     "TargetError",
+    "across_ranks",
     "adapt",
     "epochs",
     "load",

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankwise import distributed, hook, surgery
+from rankwise import compiling, distributed, hook, surgery
 from rankwise.adapter import Controller, Installed, LowRank, Method
 from rankwise.allocation.history import History, Started
+from rankwise.base_layers import count
 from rankwise.errors import FolderError, StateError
 from rankwise.io import folder as files
 
@@ -23,6 +25,7 @@ def adapt(model: nn.Module, method: Method) -> "Adaptation":
 
     Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already.
     """
+    model = compiling.inside(model)
     return Adaptation(model, method, method.install(model))
 
 
@@ -34,6 +37,7 @@ def load(model: nn.Module, path: str | Path, *, resume: bool = True) -> "Adaptat
     """
     path = Path(path)
     saved = files.read(path)
+    model = compiling.inside(model)
     files.check_fits(path, saved, model)
     adaptation = Adaptation(model, saved.method, saved.method.install_saved(model, list(saved.layers), saved.trained))
     try:
@@ -54,6 +58,7 @@ class Adaptation:
         self.history = History()
         self.controller: Controller | None = None
         self.attachment: hook.Attachment | None = None
+        self.merge_error: surgery.MergeError | None = None
         self._undo, self._originals = installed.undo, installed.originals
         self._trains = [
             (a, t) for a in self.adapters.values() for t, p in a.named_parameters(recurse=False) if p.requires_grad
@@ -84,14 +89,7 @@ class Adaptation:
 
     def count(self) -> int:
         """Trainable parameters that are alive: dead ranks and frozen projections do not count, trained heads do."""
-        total = sum(p.numel() for p in self.trained.values())
-        for adapter in self.adapters.values():
-            dead = adapter.rank - int(adapter.live.sum())
-            for name, p in adapter.named_parameters(recurse=False):
-                if adapter.trains(name):
-                    per_rank = p.numel() // adapter.rank if name in adapter.rank_dims and adapter.rank else 0
-                    total += p.numel() - dead * per_rank
-        return total
+        return sum(p.numel() for p in self.trained.values()) + sum(a.count() for a in self.adapters.values())
 
     def restore(self, path: str | Path, *, resume: bool = True) -> None:
         """Go to what `save` wrote of this very adaptation: weights, ranks, and with `resume` the state of its run.
@@ -144,26 +142,29 @@ class Adaptation:
         *,
         steps_per_epoch: int | None = None,
         history: str | Path | None = None,
+        compiled: bool = False,
     ) -> Iterator["Adaptation"]:
         """Within the block, every real step of `optimizer` runs the method's decisions.
 
         `total_steps` counts optimizer steps of the whole run; `steps_per_epoch` is needed for spans stated in epochs;
-        `history` is a JSON-lines file that takes the events. Valid for every method.
+        `history` is a JSON-lines file that takes the events. Valid for every method. `compiled` says that the model is
+        called through `torch.compile(model)`, which leaves no mark on it and else is noticed at the first step.
 
         Raises StateError if the optimizer does not hold the adapters' parameters or one is attached already,
-        ScheduleError if the schedule leaves no room in the run.
+        ScheduleError if the schedule leaves no room in the run, or freezes more often than a compiled model can follow.
         """
         inner = hook.unwrapped(optimizer)
         if self.attachment is not None:
             raise StateError("an optimizer is attached already; leave its `with` block first.")
         if not self.parameters():
             raise StateError("nothing trains: the adapters were merged or taken out. Adapt the model again.")
-        self._check_holds(inner)
+        hook.check_holds(inner, [p for p in self._adapter_parameters() if p.requires_grad])
         distributed.check_run(self._adapter_parameters(), compacts=self.method.compacts)
-        self._begin(total_steps, steps_per_epoch, None if history is None else Path(history))
+        self._begin(total_steps, steps_per_epoch, None if history is None else Path(history), compiled)
         settle = self.compact if self.method.compacts else None
         start = 0 if self._run is None else self._run["steps"]
-        attachment = hook.Attachment(inner, self.controller, self.history, self._names(), start, settle)
+        check = partial(compiling.prepare, self.model, self.adapters.values(), self.controller)
+        attachment = hook.Attachment(inner, self.controller, self.history, self._names(), start, settle, check)
         with hook.hooked(attachment) as self.attachment:
             try:
                 yield self
@@ -184,13 +185,18 @@ class Adaptation:
             self.controller.keep(result.kept)
         return result.regrown
 
-    def merge(self) -> nn.Module:
+    def merge(self, *, dequantize: bool = False) -> nn.Module:
         """Add every update to its weight, in float32 with one rounding, and give back the plain model. Heads stay as
-        trained. The adaptation is over: it holds nothing any more."""
+        trained. The adaptation is over: it holds nothing any more but `merge_error`, measured on random inputs.
+
+        Raises StateError where a base is quantised, unless `dequantize` lets plain linears take its layers' places.
+        """
         self._check_detached()
         distributed.refuse_split(self.model, "merging")
-        surgery.merge(self.adapters)
-        return self._take_out()
+        self.merge_error, successors = surgery.merge(self.model, self.adapters, dequantize=dequantize)
+        self._take_out()
+        surgery.replace_modules(self.model, successors)
+        return self.model
 
     def undo(self) -> nn.Module:
         """Take the adapters out: the original modules are back, with the values and `requires_grad` they had."""
@@ -230,7 +236,7 @@ class Adaptation:
             files.write(Path(path), saved)
 
     def __repr__(self) -> str:
-        total = sum(p.numel() for p in self.model.parameters())
+        total = count(self.model)
         now = self.count()
         lines = [
             f"{self.method.name}: {len(self.adapters)} layers adapted",
@@ -256,16 +262,9 @@ class Adaptation:
         if self.attachment is not None:
             raise StateError("an optimizer is attached; leave its `with` block before taking the adapters out.")
 
-    def _check_holds(self, optimizer: torch.optim.Optimizer) -> None:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        absent = [p for p in self._adapter_parameters() if p.requires_grad and id(p) not in held]
-        if absent:
-            raise StateError(
-                f"the optimizer holds {len(held)} parameters but not {len(absent)} of the adapters'. It was probably "
-                "built before adapt(); build it afterwards, from adaptation.parameters()."
-            )
-
-    def _begin(self, total_steps: int | None, steps_per_epoch: int | None, history: Path | None) -> None:
+    def _begin(
+        self, total_steps: int | None, steps_per_epoch: int | None, history: Path | None, compiled: bool
+    ) -> None:
         if self._run is not None:
             self._check_continues(total_steps, self._run)
             return
@@ -279,6 +278,7 @@ class Adaptation:
             self.controller = self.method.controller(self.adapters, total_steps, steps_per_epoch)
         if self._saved_run is not None and self.controller is not None:
             self.controller.load_state_dict(self._saved_run)
+        compiling.prepare(self.model, self.adapters.values(), self.controller, told=compiled)
         self._saved_run = None
         self._run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": start}
         self.history.write_to(history if distributed.is_first() else None, start)

@@ -34,6 +34,7 @@ class LowRank(nn.Module, ABC):
         self.base = base
         self.dropout = dropout
         self.enabled = True
+        self.traced = False  # whether torch.compile has been through here
         self.held: frozenset[str] = frozenset()  # tensors that froze and yet have to stay in the graph
         self.register_buffer("live", torch.ones(rank, dtype=torch.bool, device=device))
 
@@ -58,6 +59,15 @@ class LowRank(nn.Module, ABC):
     def trains(self, name: str) -> bool:
         """Whether the named parameter trains (still)."""
         return self.get_parameter(name).requires_grad and name not in self.held
+
+    def count(self) -> int:
+        """Parameters that train and are alive."""
+        dead, total = self.rank - int(self.live.sum()), 0
+        for name, p in self.named_parameters(recurse=False):
+            if self.trains(name):
+                per_rank = p.numel() // self.rank if name in self.rank_dims and self.rank else 0
+                total += p.numel() - dead * per_rank
+        return total
 
     @property
     def rank(self) -> int:
@@ -88,9 +98,16 @@ class LowRank(nn.Module, ABC):
 
     def branch(self, x: Tensor) -> Tensor:
         """Δ x alone, in the type of `x`: (..., d_in) -> (..., d_out)."""
+        if torch.compiler.is_compiling():
+            self._note_traced()
         if self.dropout and self.training:
             x = torch.nn.functional.dropout(x, self.dropout)
         return low_rank_branch(x, self._factors().to(x.dtype))
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _note_traced(self) -> None:
+        """Runs while the layer is traced, and is no part of the graph."""
+        self.traced = True
 
     def _factors(self) -> Factors:
         factors = self.factors()
@@ -184,6 +201,11 @@ class Controller(ABC):
     def stopped(self) -> list[nn.Parameter]:
         """Those of `parameters()` that have stopped training; some may still be given gradients, to be dropped."""
         return []
+
+    @property
+    def rebuilds(self) -> int:
+        """At how many steps, at most, what is still to be decided changes what a compiled model was compiled for."""
+        return 0
 
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """The named layers were compacted to the given ranks: forget the state of the others."""

@@ -39,7 +39,7 @@ def topics(output: Path, data: Path) -> RunConfig:
 
 def sums(output: Path, data: Path) -> RunConfig:
     """AdaLoRA on SmolLM2 over sums of two or three one-digit numbers. Writes the rows below `data`."""
-    train, validation = _split(_chain_sums(900), 100)
+    train, validation = _split(_chain_sums(1060), 100)
     return RunConfig(
         model=str(smollm2()),
         method=AdaLoRA(rank=12, target_rank=8),
@@ -49,7 +49,7 @@ def sums(output: Path, data: Path) -> RunConfig:
             max_length=64,
         ),
         output=str(output),
-        training=TrainingConfig(learning_rate=3e-3, steps=60, batch_size=8, evaluate_every="never", log_every=5),
+        training=TrainingConfig(learning_rate=3e-3, steps=120, batch_size=8, evaluate_every="never", log_every=5),
         generation=GenerationConfig(rows=100, max_new_tokens=6),
     )
 

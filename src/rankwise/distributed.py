@@ -102,9 +102,9 @@ def gather(parts: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
         cut = [(i, s) for i in indices if (s := splits[i]) is not None]
         padded = [_padded(parts[i].movedim(s.dim, 0), s.step) for i, s in cut]
         sent = torch.cat([p.flatten() for p in padded])
-        received = sent.new_empty(dist.get_world_size(group) * sent.numel())
-        dist.all_gather_into_tensor(received, sent, group)
-        slices = torch.split(received.view(-1, sent.numel()), [p.numel() for p in padded], dim=1)
+        received = sent.new_empty(dist.get_world_size(group), sent.numel())
+        dist.all_gather(list(received), sent, group)
+        slices = torch.split(received, [p.numel() for p in padded], dim=1)
         for (i, s), one, own in zip(cut, slices, padded, strict=True):
             rows = one.reshape(-1, *own.shape[1:])[: like[i].shape[s.dim]]
             whole[i] = rows.movedim(0, s.dim)

@@ -33,6 +33,17 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+def check_holds(optimizer: Optimizer, trained: Sequence[nn.Parameter]) -> None:
+    """Raise StateError unless the optimizer holds all of the adapters' parameters that train."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    absent = [p for p in trained if id(p) not in held]
+    if absent:
+        raise StateError(
+            f"the optimizer holds {len(held)} parameters but not {len(absent)} of the adapters'. It was probably "
+            "built before adapt(); build it afterwards, from adaptation.parameters()."
+        )
+
+
 class Attachment:
     """One controller on one optimizer."""
 
@@ -44,14 +55,19 @@ class Attachment:
         names: Mapping[nn.Parameter, str],  # of the parameters, for people
         steps: int,  # real optimizer steps of the run so far
         settle: Callable[[], object] | None = None,  # called once, when the controller has settled
+        check: Callable[[], None] | None = None,  # called once, before the first step
     ) -> None:
         self.optimizer, self.controller, self.history = optimizer, controller, history
         self.names, self.steps = names, steps
         self._settle = None if controller is None or controller.settled else settle
+        self._check = check
         self._void = False
         self._bad_in_a_row = 0
 
     def before_step(self, *_: Any) -> None:
+        if self._check is not None:
+            self._check()
+            self._check = None
         for parameter in self._stopped():
             parameter.grad = None  # zeros, of DistributedDataParallel: they would decay the weight and revive moments
         found_inf = vars(self.optimizer).get("found_inf")  # set by GradScaler for the length of a fused step

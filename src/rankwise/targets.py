@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from rankwise.architectures import Role, blocks_of, role_of
-from rankwise.base_layers import kind_of, sizes
+from rankwise.base_layers import is_packed, kind_of, sizes
 from rankwise.errors import ConfigError, TargetError
 
 Targets = str | Sequence[str]
@@ -73,12 +73,14 @@ class ModelView:
     def fresh(self) -> set[str]:
         """Names of modules whose parameters were not in the checkpoint: transformers marks every parameter it loads.
 
-        Empty for a model built from a config, where nothing was loaded and nothing stands out.
+        Empty for a model built from a config, where nothing was loaded and nothing stands out. Quantising a loaded
+        weight makes a new parameter of it, without the mark; a quantised layer is never fresh.
         """
         loaded = {n: "_is_hf_initialized" in p.__dict__ for n, p in self.model.named_parameters()}
         if not any(loaded.values()):
             return set()
-        return {n.rpartition(".")[0] for n, is_loaded in loaded.items() if not is_loaded}
+        fresh = {n.rpartition(".")[0] for n, is_loaded in loaded.items() if not is_loaded}
+        return {n for n in fresh if not is_packed(self.model.get_submodule(n))}
 
     def heads(self) -> list[str]:
         """Task-head modules: children outside the backbone that hold no language-model head; and fresh linears."""
@@ -99,7 +101,7 @@ class ModelView:
 def trained_modules(view: ModelView, also_train: str | Sequence[str]) -> list[str]:
     """Names of the modules or parameters that train in full beside the adapters."""
     if also_train == "auto":
-        return view.heads()
+        return _refuse_packed(view, view.heads())
     names = [also_train] if isinstance(also_train, str) else list(also_train)
     known = set(view.names.values()) | {n for n, _ in view.model.named_parameters()}
     found: list[str] = []
@@ -109,7 +111,18 @@ def trained_modules(view: ModelView, also_train: str | Sequence[str]) -> list[st
             heads = [n for n, _ in view.model.named_children()]
             raise TargetError(f"also_train={name!r} is no module or parameter of the model. Its top modules: {heads}.")
         found += sorted(matches)
-    return found
+    return _refuse_packed(view, found)
+
+
+def _refuse_packed(view: ModelView, trained: list[str]) -> list[str]:
+    """The names as they came. Raises TargetError for a quantised layer: its weight cannot move by small steps."""
+    for name, module in view.model.named_modules():
+        if is_packed(module) and any(_is_under(inner, trained) for inner in (name, f"{name}.weight")):
+            raise TargetError(
+                f"{name} is to be trained in full, but its weight is quantised. Leave it out when quantising (a task "
+                "head is small), or name what else to train in also_train, () for nothing."
+            )
+    return trained
 
 
 def find_sites(view: ModelView, targets: Targets, exclude: Targets | None, trained: Sequence[str]) -> list[Site]:

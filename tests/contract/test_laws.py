@@ -59,8 +59,7 @@ def test_starts_at_the_base(architecture: Architecture, row: Row):
 @each_pair
 def test_disabled_is_the_base(architecture: Architecture, row: Row):
     batch = architecture.batch()
-    # no heads train here: the base is the model without adapters, and its heads do not belong to them
-    adaptation = rw.adapt(architecture.build(), replace(row.method, also_train=[]))
+    adaptation = rw.adapt(architecture.build(), row.method)
     base = outputs(architecture.build(), batch)
     with adaptation.disabled():
         assert torch.equal(outputs(adaptation.model, batch), base)
@@ -89,7 +88,7 @@ def test_undo_gives_the_original_model_back(architecture: Architecture, row: Row
     for parameter in list(model.parameters())[::3]:
         parameter.requires_grad_(False)  # a pattern of the user's own, that has to come back
     before = snapshot(model)
-    adaptation = rw.adapt(model, replace(row.method, also_train=[]))
+    adaptation = rw.adapt(model, row.method)
     assert any(isinstance(m, LowRank) for m in model.modules())
     train(adaptation, architecture.batch(), steps=2)
     assert adaptation.undo() is model

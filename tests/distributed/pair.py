@@ -50,7 +50,9 @@ class Pair:
         answers = []
         for rank, connection in enumerate(self.connections):
             if not connection.poll(SECONDS):
-                raise TimeoutError(f"process {rank} of {function.__name__}{arguments} gave no answer; so far: {answers}")
+                raise TimeoutError(
+                    f"process {rank} of {function.__name__}{arguments} gave no answer; so far: {answers}"
+                )
             answers.append(connection.recv())
         assert all(well for well, _ in answers), "\n".join(str(said) for well, said in answers if not well)
         return answers[0][1], answers[1][1]

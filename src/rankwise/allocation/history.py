@@ -5,13 +5,16 @@ in an event stay on the device until `flush`, which is the only place that waits
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rankwise.errors import FolderError
 
 
 @dataclass(frozen=True)
@@ -89,19 +92,45 @@ def _plain(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of a history file; a last line without its end was being written when the process died."""
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+MOST_LINE = 16 * 2**20  # bytes; a line is an allocation with the masks of all layers
+MOST_PENDING = 256  # events that may wait on the device
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of a history file; a last line without its end was being written when the process died.
+
+    Raises FolderError, with the number of the line, for what is no event.
+    """
+    if not path.exists():
+        raise FolderError(f"the history was written to {path}, which is there no more.")
+    if path.is_symlink() or not path.is_file():
+        raise FolderError(f"{path} is a link or no ordinary file. Remove it, or give another name for the history.")
+    with path.open("rb") as file:
+        for number in count(1):
+            line = file.readline(MOST_LINE)
+            if not line.endswith(b"\n") and len(line) < MOST_LINE:
+                return
+            try:
+                data = json.loads(line) if line.endswith(b"\n") else None
+            except (ValueError, RecursionError):
+                data = None
+            if not isinstance(data, dict) or type(data.get("step")) is not int:
+                raise FolderError(f"{path}, line {number}: no event of a history. Remove the file to begin a new one.")
+            yield data
 
 
 class History:
-    """Events in the order they happened; written to a file when one is given."""
+    """Events in the order they happened; written to a file when one is given, else kept in memory."""
 
     def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
         self._pending: list[Event] = []
         self._path: Path | None = None
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The events that were flushed, read back from the file if there is one."""
+        return self._kept if self._path is None else list(read_lines(self._path))
 
     def write_to(self, path: Path | None, step: int) -> None:
         """Write from now on to `path`; None: keep events in memory.
@@ -110,22 +139,27 @@ class History:
         and drops what a later, lost part of the run had written.
         """
         self.flush()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kept = (line for line in read_lines(path) if line["step"] < step) if step > 0 and path.exists() else ()
+            staging = path.with_name(f".{path.name}.staging")  # a crash while cutting must not cost what was decided
+            with staging.open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in kept)
+            staging.replace(path)
+            self._kept = []
         self._path = path
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if step > 0 and line["step"] < step] if path.exists() else []
-        self.lines = kept
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def add(self, event: Event) -> None:
         self._pending.append(event)
+        if len(self._pending) >= MOST_PENDING:
+            self.flush()
 
     def flush(self) -> None:
-        """Wait for the device, and put pending events into `lines` and the file."""
+        """Wait for the device, and put pending events into the file, or into memory where there is none."""
         new = [as_json(event) for event in self._pending]
         self._pending.clear()
-        self.lines += new
-        if self._path is not None and new:
+        if self._path is None:
+            self._kept += new
+        elif new:
             with self._path.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in new)

@@ -12,6 +12,7 @@ import yaml
 from rankwise.cli import arguments as command_line
 from rankwise.cli.explain import explained
 from rankwise.errors import ConfigError, nearest
+from rankwise.io.untrusted import MOST_YAML, parse_yaml
 from rankwise.methods import METHODS
 from rankwise.train.config import RunConfig
 
@@ -105,14 +106,18 @@ def _value(option: str, value: str, method_replaced: bool) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ConfigError with the file, and for bad YAML with the line."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and (not path.is_file() or path.stat().st_size > MOST_YAML):
+            raise ConfigError(f"config file {str(path)!r} is no ordinary file of at most {MOST_YAML:,} bytes.")
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 (byte {error.start + 1})"
         raise ConfigError(f"config file {str(path)!r} cannot be read: {reason}.") from error
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise ConfigError(f"config file {str(path)!r}{line}: not YAML ({error.problem}).") from error
-    except yaml.YAMLError as error:
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"config file {str(path)!r}: not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(data, dict):
         raise ConfigError(f"config file {str(path)!r} must hold a mapping of fields, not {type(data).__name__}.")

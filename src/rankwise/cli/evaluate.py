@@ -7,6 +7,7 @@ from rich.table import Table
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.config_file import config_from_dict
 from rankwise.cli.console import make_console
+from rankwise.errors import ConfigError, FolderError
 from rankwise.train import record
 from rankwise.train.quiet import quiet_libraries
 from rankwise.train.run import evaluate_run
@@ -15,10 +16,18 @@ from rankwise.train.run import evaluate_run
 def run(arguments: list[str]) -> int:
     parser = make_parser("evaluate", description="Compute the metrics of a finished run anew.")
     parser.add_argument("run", type=str, help="the run folder")
-    folder = Path(parse_arguments(parser, arguments).run)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of the model of such a run")
+    given = parse_arguments(parser, arguments)
+    folder = Path(given.run)
     saved = record.read_run(folder)
+    config = config_from_dict(saved["config"])
+    if config.trust_remote_code and not given.trust_remote_code:  # the file may be from somebody else
+        raise ConfigError(
+            f"{folder} asks to run the code that comes with the model {config.model!r}. "
+            "If you trust it, say so with --trust_remote_code."
+        )
     quiet_libraries()
-    scores = evaluate_run(folder, config_from_dict(saved["config"]))
+    scores = evaluate_run(folder, config)
     before = saved["results"]["scores"]
     table = Table("metric", "now", "at the end of the run")
     for name, value in scores.items():
@@ -26,6 +35,8 @@ def run(arguments: list[str]) -> int:
     console = make_console()
     console.print(table)
     primary = saved["results"]["primary"]
+    if primary not in scores:
+        raise FolderError(f"{folder} reports {primary!r}, which its task has not; it has {list(scores)}.")
     same = record.finite(scores[primary]) == before[primary]
     console.print(f"{primary} is {'exactly' if same else 'NOT'} what the run reported.")
     return 0 if same else 1

@@ -12,6 +12,7 @@ from rankwise.cli.console import make_console
 from rankwise.cli.tables import layer_table
 from rankwise.errors import FolderError
 from rankwise.io.folder import DESCRIPTION, read
+from rankwise.io.untrusted import brief
 from rankwise.targets import ModelView
 from rankwise.train import record
 from rankwise.train.tasks import TASKS
@@ -34,12 +35,11 @@ def show_adapter(folder: Path) -> int:
     saved = read(folder)
     console = make_console()
     ranks = saved.ranks()
-    console.print(
-        f"{saved.method.name} on {saved.base_model['name']}: {len(ranks)} layers, {sum(ranks.values())} ranks live"
-    )
+    base = brief(saved.base_model["name"])  # whoever made the folder chose it
+    console.print(f"{saved.method.name} on {base}: {len(ranks)} layers, {sum(ranks.values())} ranks live", markup=False)
     console.print(layer_table(ranks, saved.frozen))
     if saved.trained:
-        console.print(f"trained in full: {', '.join(saved.trained)}")
+        console.print(f"trained in full: {', '.join(saved.trained)}", markup=False)
     return 0
 
 
@@ -47,12 +47,12 @@ def show_model(name: str) -> int:
     import torch
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FolderError(f"{name!r} is neither a run, an adapter nor a model: {reason}") from error
     with torch.device("meta"):
-        model = _loader(config).from_config(config)
+        model = _loader(config).from_config(config, trust_remote_code=False)
     view = ModelView(model)
     table = Table("linear layer", "role", "out × in", title=f"{name}, as {type(model).__name__} names its layers")
     for layer, module in view.linears().items():

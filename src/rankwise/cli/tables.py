@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 from rankwise.train.run import Result
@@ -38,9 +39,9 @@ def layer_table(ranks: Mapping[str, int], frozen: list[str]) -> Table:
     table = Table(title="live ranks", caption="A, B: frozen projections" if frozen else None)
     table.add_column("layer", no_wrap=True)
     for column in columns:
-        table.add_column(short_columns[column].replace(".", ".\n"), justify="right")
+        table.add_column(escape(short_columns[column]).replace(".", ".\n"), justify="right")
     for row in rows:
-        table.add_row(short_rows[row], *(cells.get((row, column), "") for column in columns))
+        table.add_row(escape(short_rows[row]), *(cells.get((row, column), "") for column in columns))
     return table
 
 

@@ -6,25 +6,23 @@ Beside a folder `name` a writer uses three others, which no reader takes for a w
 .name.old       the old version, between the two renames that put the new one in its place
 .name.removed   being deleted
 
-Readers change nothing on the disk. What a crash leaves is cleared away by the next writer of the same folder.
+Readers (`read_whole`) change nothing: what a crash leaves is cleared away by the next writer of the same folder.
 """
 
 import errno
 import json
 import os
+import re
 import shutil
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any
 
 from rankwise.errors import FolderError
 
-T = TypeVar("T")
 STAGING, OLD, REMOVED = "staging", "old", "removed"
 COMMITTED = ".rankwise-new"  # inside a folder that holds other things too: the new files, whole, on their way in
-READS = 50  # how often a folder is read anew when another process replaced it meanwhile
 
 
 @contextmanager
@@ -35,17 +33,18 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     the two renames leaves the old folder under its aside name, where `read_whole` finds it and `recover` puts it back.
     Raises FolderError with the path when the disk refuses, or while another process writes the same folder.
     """
-    target = _real(target)
+    target = target.absolute()
     try:
-        if target.exists() and not target.is_dir():
-            raise FolderError(f"{target} is a file, not a folder. Give another name, or remove it.")
+        _refuse_file(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(_beside(target, STAGING)) as staging:
+        with _claimed(beside(target, STAGING)) as staging:
             recover(target)
             yield staging
             _sync_tree(staging)
             _swap(staging, target)
-    except OSError as error:
+    except Exception as error:
+        if not _is_of_disk(error):
+            raise
         raise _refused(target, error) from error
 
 
@@ -55,7 +54,8 @@ def replaced_files(target: Path, names: Collection[str]) -> Iterator[Path]:
 
     Then the new files are first put into a folder inside the target, which readers prefer while it is there.
     """
-    target = _real(target)
+    target = Path(os.path.realpath(target))  # a link stays, and what it names is replaced
+    _refuse_file(target)
     if not target.exists() or _is_swappable(target, names):
         with replaced_folder(target) as staging:
             yield staging
@@ -72,6 +72,11 @@ def replaced_files(target: Path, names: Collection[str]) -> Iterator[Path]:
         raise FolderError(f"{target} was saved, but into {committed}: {error}. Saving again finishes it.") from error
 
 
+def _refuse_file(target: Path) -> None:
+    if target.exists() and not target.is_dir():
+        raise FolderError(f"{target} is a file, not a folder. Give another name, or remove it.")
+
+
 def _is_swappable(target: Path, names: Collection[str]) -> bool:
     """Whether another folder can take the place of `target` and nobody misses this one: not a file of somebody else's,
     not a shell or a container that has it as its working directory or volume."""
@@ -84,7 +89,7 @@ def _move_in(new: Path, place: Path) -> None:
     if not new.exists():
         place.unlink(missing_ok=True)
         return
-    staging = _beside(place, STAGING)
+    staging = beside(place, STAGING)
     staging.unlink(missing_ok=True)
     try:
         os.link(new, staging)
@@ -94,46 +99,11 @@ def _move_in(new: Path, place: Path) -> None:
     staging.replace(place)
 
 
-def read_whole(target: Path, read: Callable[[Path], T]) -> T:
-    """`read(folder)` of one whole version of `target`, wherever a crash left it.
-
-    Read anew if it was replaced meanwhile. Nothing on the disk is changed. Raises what `read` raises.
-    """
-    for _ in range(READS):
-        place = _current(target)
-        with _held_open(place):
-            before = _identity(place)
-            try:
-                result = read(place)
-            except FolderError:
-                if _current(target) == place and _identity(place) == before:
-                    raise
-            else:
-                if _current(target) == place and _identity(place) == before:
-                    return result
-        time.sleep(0.01)
-    raise FolderError(f"{target} is replaced again and again while it is read. Load it when its writer has finished.")
-
-
-@contextmanager
-def _held_open(folder: Path) -> Iterator[None]:
-    """Held open, a folder that was removed keeps its inode number: no other one passes for it."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def recover(target: Path) -> None:
     """Finish what a crash left of `target`, as its one writer: the old folder comes back if the new did not arrive."""
-    target = _real(target)
-    shutil.rmtree(_beside(target, REMOVED), ignore_errors=True)
-    aside = _beside(target, OLD)
+    target = target.absolute()
+    _delete(beside(target, REMOVED))
+    aside = beside(target, OLD)
     if aside.is_dir() and not target.exists():
         aside.rename(target)
     elif aside.is_dir():
@@ -146,13 +116,13 @@ def recover_all(parent: Path, prefix: str) -> None:
     for mark in (OLD, REMOVED, STAGING):
         for left in parent.glob(f".{prefix}*.{mark}"):
             target = left.with_name(left.name[1:].removesuffix(f".{mark}"))
-            with suppress(OSError), _claimed(_beside(target, STAGING)):
+            with suppress(OSError), _claimed(beside(target, STAGING)):
                 recover(target)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a crash in between leaves no half of it under its name."""
-    _discard(_real(folder))
+    _discard(folder.absolute())
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
@@ -164,8 +134,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 @contextmanager
 def replaced_file(path: Path) -> Iterator[IO[str]]:
     """A text file that takes the place of `path` when the block ends well. Raises FolderError with the path."""
-    path = _real(path)
-    staging = _beside(path, STAGING)
+    staging = beside(path, STAGING)
     try:
         with staging.open("w", encoding="utf-8") as file:
             yield file
@@ -180,9 +149,9 @@ def replaced_file(path: Path) -> Iterator[IO[str]]:
 
 
 def _swap(staging: Path, target: Path) -> None:
-    aside = _beside(target, OLD)
+    aside = beside(target, OLD)
     try:
-        if target.exists():
+        if target.exists() or target.is_symlink():
             target.rename(aside)
         staging.rename(target)
         _sync(target.parent)
@@ -192,10 +161,16 @@ def _swap(staging: Path, target: Path) -> None:
 
 def _discard(folder: Path) -> None:
     """Half-deleted it must not pass for whole, so it is given a name that says so before anything in it goes."""
-    removed = _beside(folder, REMOVED)
-    shutil.rmtree(removed, ignore_errors=True)
+    removed = beside(folder, REMOVED)
+    _delete(removed)
     folder.rename(removed)
-    shutil.rmtree(removed, ignore_errors=True)
+    _delete(removed)
+
+
+def _delete(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -246,39 +221,18 @@ def _lock(staging: Path) -> int:
         os.close(descriptor)  # it became somebody's finished folder between the two calls
 
 
-def _current(target: Path) -> Path:
-    target = _real(target)
-    committed, aside = target / COMMITTED, _beside(target, OLD)
-    if committed.is_dir() and not committed.is_symlink():
-        return committed
-    return aside if aside.is_dir() and not target.exists() else target
+def _is_of_disk(error: Exception) -> bool:
+    """Also those of torch.save and of tokenizers, which have no type of their own for a disk that is full."""
+    return isinstance(error, OSError) or re.search(r"os error \d|inline_container", str(error)) is not None
 
 
-def _identity(folder: Path) -> tuple[tuple[int, int, int, int], ...]:
-    """Changes whenever the folder, or a file of an adapter in it, is another one than before."""
-    try:
-        own = folder.stat()
-        with os.scandir(folder) as entries:
-            inside = sorted(e.path for e in entries if e.name.endswith((".json", ".safetensors")))
-        stats = [os.lstat(path) for path in inside]
-    except OSError:
-        return ()
-    files = [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in stats]
-    return ((own.st_dev, own.st_ino, 0, 0), *files)
-
-
-def _refused(path: Path, error: OSError) -> FolderError:
+def _refused(path: Path, error: Exception) -> FolderError:
     if isinstance(error, FolderError):
         return error
     return FolderError(f"could not write {path}: {error}. What was there before is unchanged.")
 
 
-def _real(path: Path) -> Path:
-    """Where a link leads: the link stays, and what it names is replaced."""
-    return Path(os.path.realpath(path))
-
-
-def _beside(target: Path, mark: str) -> Path:
+def beside(target: Path, mark: str) -> Path:
     return target.with_name(f".{target.name}.{mark}")
 
 

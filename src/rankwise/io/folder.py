@@ -22,8 +22,9 @@ from rankwise.adapter import FusedBlocks, LowRank, Method
 from rankwise.base_layers import kind_of, sizes
 from rankwise.distributed import gather, grouped, local, part
 from rankwise.errors import FolderError, StateError
-from rankwise.io.atomic import read_whole, replaced_files
+from rankwise.io.atomic import replaced_files
 from rankwise.io.description import FORMAT, fault_of_numbers, method_as_dict, read_description
+from rankwise.io.read_whole import read_whole
 from rankwise.io.untrusted import brief, check_ordinary
 
 DESCRIPTION, ADAPTER, STATE = FILES = ("rankwise.json", "adapter.safetensors", "state.safetensors")

@@ -103,7 +103,17 @@ def _finite(text: str) -> float:
     return number
 
 
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
 class _Loader(yaml.SafeLoader):
+    """Makes what JSON has too; a date stays the text that it is."""
+
+    yaml_constructors = {
+        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _KINDS
+    } | {f"{_TAG}timestamp": yaml.SafeLoader.yaml_constructors[f"{_TAG}str"]}
+
     def fetch_flow_collection_start(self, token: Any) -> None:
         if self.flow_level > MOST_YAML_LEVELS:  # the scanner's time grows with the square of the open brackets
             raise RecursionError

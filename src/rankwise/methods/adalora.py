@@ -21,7 +21,7 @@ from rankwise.allocation.importance import Importance, raw_signal
 from rankwise.allocation.orthogonality import Penalty, orthogonality
 from rankwise.allocation.schedule import Phases, Span, cubic_budget, parse_span, steps_of
 from rankwise.allocation.selection import keep_above, keep_top
-from rankwise.base_layers import sizes, weight
+from rankwise.base_layers import device_of, sizes
 from rankwise.distributed import Columns, local, own_state, part, rank_means, whole_state
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
@@ -35,7 +35,7 @@ class AdaLoRALayer(LowRank):
     rank_dims: ClassVar[Mapping[str, int]] = {"P": 1, "lam": 0, "Q": 0}
 
     def __init__(self, base: nn.Module, rank: int, scale: float, settings: "AdaLoRA") -> None:
-        device = weight(base).device
+        device = device_of(base)
         super().__init__(base, rank, settings.dropout, device)
         d_in, d_out = sizes(base)
         self.scale = scale

@@ -20,7 +20,7 @@ from rankwise.allocation.history import Event, Froze, quantiles
 from rankwise.allocation.importance import Importance, Signal, raw_signal
 from rankwise.allocation.schedule import Epochs, Phases, Span, frozen_share, parse_span, steps_of
 from rankwise.allocation.selection import below_quantile, lowest
-from rankwise.base_layers import sizes, weight
+from rankwise.base_layers import device_of, sizes
 from rankwise.distributed import gather, local, means, own_state, whole_state
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
@@ -36,7 +36,7 @@ class AFLoRALayer(LowRank):
     rank_dims: ClassVar[Mapping[str, int]] = {"A": 0, "s_d": 0, "B": 1}
 
     def __init__(self, base: nn.Module, rank: int, settings: "AFLoRA", projections_train: bool) -> None:
-        device = weight(base).device
+        device = device_of(base)
         super().__init__(base, rank, settings.dropout, device)
         d_in, d_out = sizes(base)
         self.projections_train = projections_train  # at the start of a run, whatever has frozen since
@@ -163,20 +163,25 @@ class FreezingController(Controller):
             self.seen[i] += 1
 
     def act(self) -> Sequence[Event]:
-        events = self._freeze() if self._is_due() else []
+        events = self._freeze() if self._is_due(self.step) and not self.settled else []
         self.step += 1
         return events
 
-    def _is_due(self) -> bool:
-        if len(self.frozen) == len(self.projections) or self.step <= self.phases.warmup:
+    @property
+    def rebuilds(self) -> int:
+        moments = sum(self._is_due(step) for step in range(self.step, self.phases.finish + 1))
+        return min(moments, len(self.projections) - len(self.frozen))  # a moment freezes one, or nothing changes
+
+    def _is_due(self, step: int) -> bool:
+        if step <= self.phases.warmup:
             return False
-        if self.step >= self.phases.finish:
+        if step >= self.phases.finish:
             return True
         if self.settings.freeze_batches is None:
-            return self.step % self.phases.every == 0
+            return step % self.phases.every == 0
         # n moments: n − 1 evenly inside the deciding phase, the last at its end
         stride = (self.phases.finish - self.phases.warmup) / self.settings.freeze_batches
-        position = self.step - self.phases.warmup
+        position = step - self.phases.warmup
         return int(position / stride) > int((position - 1) / stride)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rankwise.adapter import LowRank
-from rankwise.base_layers import sizes, weight
+from rankwise.base_layers import device_of, sizes
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod, check_alpha, matching
@@ -22,7 +22,7 @@ class LoRALayer(LowRank):
     rank_dims: ClassVar[Mapping[str, int]] = {"A": 0, "B": 1}
 
     def __init__(self, base: nn.Module, rank: int, scale: float, settings: "LoRA") -> None:
-        device = weight(base).device
+        device = device_of(base)
         super().__init__(base, rank, settings.dropout, device)
         d_in, d_out = sizes(base)
         self.scale = scale

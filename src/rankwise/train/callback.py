@@ -25,6 +25,15 @@ class AdaptationCallback(TrainerCallback):
         self.history = history
         self.saves = True  # the mixin, whose checkpoints are adapter folders themselves, turns this off
         self._attached = ExitStack()
+        self._quantized = bool(vars(adaptation.model).get("is_quantized"))
+        if self._quantized:
+            # transformers refuses to train a quantised model without an adapter on it, and knows none but PEFT's; it
+            # asks once, while the Trainer is made
+            adaptation.model.is_quantized = False  # type: ignore[assignment]
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        if self._quantized:
+            self.adaptation.model.is_quantized = True  # type: ignore[assignment]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
@@ -35,7 +44,11 @@ class AdaptationCallback(TrainerCallback):
         steps_per_epoch = max(1, math.ceil(len(given["train_dataloader"]) / args.gradient_accumulation_steps))
         history = self.history or Path(args.output_dir) / "history.jsonl"
         attached = self.adaptation.attached(
-            given["optimizer"], state.max_steps, steps_per_epoch=steps_per_epoch, history=history
+            given["optimizer"],
+            state.max_steps,
+            steps_per_epoch=steps_per_epoch,
+            history=history,
+            compiled=args.torch_compile,
         )
         self._attached.enter_context(attached)
 
@@ -53,7 +66,7 @@ class AdaptationCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         self.flush()
-        if self.saves and state.is_world_process_zero:
+        if self.saves:
             checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.adaptation.save(checkpoint / ADAPTER_FOLDER)
 

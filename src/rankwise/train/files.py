@@ -4,9 +4,11 @@ Text stays exactly what the file says: in .csv and .tsv only the label column ma
 words, and a missing value in .json stays missing, to be answered with an error later.
 """
 
+import collections
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rankwise.train.squad import flatten_squad
 
 Row = dict[str, Any]
 EXAMPLE = '{"text": "...", "label": "..."}'
+MOST_LINE = 16 * 2**20  # bytes: far above any text that a model reads, far below what would fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +52,46 @@ def read_jsonl(path: Path, wanted: Wanted) -> pa.Table:
 
 def jsonl_rows(path: Path) -> Iterator[Row]:
     """One object a line. Blank lines are skipped; anything else that is no object is an error with its line."""
-    with path.open("rb") as lines:  # bytes: only \n ends a line, and a bad byte is found in its line
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield parse_line(line, f"{path}, line {number}", first=number == 1)
+    for number, line in enumerate(short_lines(path), start=1):
+        if line.strip():
+            yield parse_line(line, f"{path}, line {number}", first=number == 1)
+
+
+def short_lines(path: Path) -> Iterator[bytes]:
+    """The lines as bytes: only \\n ends a line, and a bad byte is found in its line. An endless one is an error."""
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(partial(file.readline, MOST_LINE), b""), start=1):
+            if len(line) == MOST_LINE and not line.endswith(b"\n"):
+                raise DataError(
+                    f"{path}, line {number}: longer than {MOST_LINE:,} bytes. Is every row on a line of its own?"
+                )
+            yield line
+
+
+def refuse_bad_line(path: Path) -> None:
+    """Raise DataError, with its number, at the first line that is too long or not UTF-8."""
+    for number, line in enumerate(short_lines(path), start=1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}, line {number}: {not_utf8(error)}") from None
+
+
+def not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start + 1}). Save the file as UTF-8."
 
 
 def parse_line(line: bytes, where: str, *, first: bool) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start + 1}). "
-            "Save the file as UTF-8."
-        ) from None
+        raise DataError(f"{where}: {not_utf8(error)}") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where}: not JSON ({error.msg}, column {error.colno}). Every line must be one object such as {EXAMPLE}."
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists nested as deep
+        raise DataError(f"{where}: cannot be read as JSON ({error}).") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {kind(row)}, not an object. Every line must be an object such as {EXAMPLE}.")
     return row
@@ -77,12 +102,15 @@ def read_json(path: Path, wanted: Wanted) -> pa.Table:
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1}). Save the file as UTF-8.") from None
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {number}: {not_utf8(error)}") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}). "
             "A file with one object a line must be called .jsonl."
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error}).") from None
     if isinstance(content, dict) and "data" in content:
         content = content["data"]
     if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
@@ -104,6 +132,8 @@ def read_delimited(path: Path, wanted: Wanted, parse: pa_csv.ParseOptions) -> pa
     size = path.stat().st_size
     if size == 0:
         raise DataError(f"{path} is empty; it needs a line of column names and at least one row.")
+    if size > MOST_LINE:
+        collections.deque(short_lines(path), maxlen=0)
     # one block, or the label's type would be guessed from the first megabyte alone
     whole = pa_csv.ReadOptions(block_size=min(size + 1, 2**31 - 1))
     try:
@@ -112,15 +142,17 @@ def read_delimited(path: Path, wanted: Wanted, parse: pa_csv.ParseOptions) -> pa
         words = {name: pa.string() for name in names if name != wanted.label}
         convert = pa_csv.ConvertOptions(column_types=words, null_values=[""], strings_can_be_null=False)
         table = pa_csv.read_csv(path, read_options=whole, parse_options=parse, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: cannot be read as {path.suffix}: {error}.") from None
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        refuse_bad_line(path)
+        said = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot be read as {path.suffix}: {said[:300]}.") from None
     return refuse_duplicates(table, path)
 
 
 def read_parquet(path: Path, wanted: Wanted) -> pa.Table:
     try:
         table = refuse_duplicates(pa_parquet.read_table(path), path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read as .parquet: {error}.") from None
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # pandas' categories, which datasets does not know

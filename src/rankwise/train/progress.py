@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rankwise.adaptation import Adaptation
+from rankwise.errors import FolderError
+from rankwise.io.atomic import replaced_file
+from rankwise.io.description import fits
+from rankwise.io.untrusted import brief, check_ordinary, parse_json
 from rankwise.train.record import finite
+
+MOST_LINE = 2**20  # bytes of one line of metrics.jsonl
 
 
 class ProgressCallback(TrainerCallback):
@@ -64,10 +72,25 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
     ) -> None:
         """Cut the file back to the checkpoint that the run continues from."""
-        lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.exists() else []
-        # the last line may have been cut short by the crash, and is later than any checkpoint
-        kept = [line for line in lines[:-1] if json.loads(line)["step"] <= state.global_step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        with replaced_file(self.path) as file:
+            file.writelines(self._lines_until(state.global_step))
+
+    def _lines_until(self, step: int) -> Iterator[str]:
+        if not self.path.exists():
+            return
+        check_ordinary(self.path, self.path.parent)
+        with self.path.open("rb") as lines:
+            for number in count(1):
+                line = lines.readline(MOST_LINE)
+                if not line.endswith(b"\n") and len(line) < MOST_LINE:
+                    return  # cut short by the crash, and later than any checkpoint
+                where = f"{self.path}, line {number}"
+                text = line.decode("utf-8", errors="replace")
+                logged = parse_json(text, where) if line.endswith(b"\n") else None
+                if not isinstance(logged, dict) or not fits(logged.get("step"), int):
+                    raise FolderError(f"{where}: {brief(logged)} is not what rankwise logs. Remove the file to go on.")
+                if logged["step"] <= step:
+                    yield text
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **given: Any

@@ -1,6 +1,5 @@
 """The run folder: config.yaml, environment.json, history.jsonl, metrics.jsonl, results.json, adapter/, checkpoints/."""
 
-import json
 import math
 import platform
 import resource
@@ -17,8 +16,9 @@ import yaml
 
 from rankwise.adapter import Method
 from rankwise.errors import ConfigError, FolderError
-from rankwise.io.atomic import write_json
-from rankwise.io.description import method_as_dict
+from rankwise.io.atomic import replaced_file, write_json
+from rankwise.io.description import fits, method_as_dict
+from rankwise.io.untrusted import MOST_YAML, brief, parse_yaml, read_json, read_text
 from rankwise.train.config import RunConfig
 
 CONFIG, ENVIRONMENT, HISTORY, METRICS, RESULTS = (
@@ -59,11 +59,16 @@ def begin(folder: Path, config: RunConfig, *, resume: bool) -> None:
     check_output(folder, config, resume=resume)
     if (folder / CONFIG).exists():
         return
+    text = yaml.safe_dump(config_as_dict(config), sort_keys=False, allow_unicode=True)
+    if len(text.encode()) > MOST_YAML:
+        raise ConfigError(f"the configuration takes more than {MOST_YAML:,} bytes. Name layers by a pattern.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(config_as_dict(config), sort_keys=False, allow_unicode=True)
-        (folder / CONFIG).write_text(text, encoding="utf-8")
         write_json(folder / ENVIRONMENT, environment())
+        with replaced_file(folder / CONFIG) as file:  # last: a folder that has it has all that a run begins with
+            file.write(text)
+    except FolderError:
+        raise
     except OSError as error:
         raise FolderError(f"output={str(folder)!r} cannot be written: {error}.") from error
 
@@ -81,13 +86,21 @@ def _check_resumable(folder: Path, config: RunConfig, resume: bool) -> None:
         raise FolderError(f"{folder} holds a run already. Continue it with --resume, or give another output.")
     if (folder / RESULTS).exists():
         raise FolderError(f"{folder} holds a finished run; there is nothing to resume. `rankwise evaluate` reads it.")
-    saved, given = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")), config_as_dict(config)
-    for key in given:
-        if saved.get(key) != given[key]:
+    saved, given = _fields(read_config(folder)), _fields(config_as_dict(config))
+    for name in sorted(given.keys() | saved.keys()):
+        if saved.get(name) != given.get(name):
             raise ConfigError(
-                f"{folder} was begun with {key}={saved.get(key)!r}, and is to be resumed with {key}={given[key]!r}. "
+                f"{folder} was begun with {name}={saved.get(name)!r}, and is to be resumed with {given.get(name)!r}. "
                 f"Resume with {folder / CONFIG}, or begin a new run in another output."
             )
+
+
+def _fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"training.learning_rate": 0.001, ...}"""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _fields(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return flat
 
 
 def environment() -> dict[str, Any]:
@@ -107,14 +120,31 @@ def read_run(folder: Path) -> dict[str, Any]:
     for name in (CONFIG, RESULTS):
         if not (folder / name).is_file():
             raise FolderError(f"{folder} is no finished run: it has no {name}.")
+    return {"config": read_config(folder), "results": read_results(folder)}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The mapping in a run's configuration file. Raises FolderError."""
+    path = folder / CONFIG
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        config = parse_yaml(read_text(path, MOST_YAML, folder))
     except (yaml.YAMLError, ValueError) as error:
-        raise FolderError(f"{folder}: {CONFIG} or {RESULTS} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not isinstance(results, dict):
-        raise ConfigError(f"{folder}: {CONFIG} and {RESULTS} must each hold one mapping.")
-    return {"config": config, "results": results}
+        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
+    if not isinstance(config, dict):
+        raise FolderError(f"{path} must hold a mapping of fields, not {brief(config)}.")
+    return config
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What a run reached. Raises FolderError unless its scores are numbers by name, with the primary one among them."""
+    path = folder / RESULTS
+    results = read_json(path, folder)
+    scores, primary = results.get("scores"), results.get("primary")
+    if not isinstance(scores, dict) or not all(fits(score, float | None) for score in scores.values()):
+        raise FolderError(f"{path}: scores are {brief(scores)}, not numbers by name.")
+    if not isinstance(primary, str) or primary not in scores:
+        raise FolderError(f"{path}: primary is {brief(primary)}, which is none of the scores.")
+    return results
 
 
 def peak_memory() -> int:

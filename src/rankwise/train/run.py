@@ -1,13 +1,18 @@
 """A whole run: job, baseline, training, evaluation, files."""
 
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from rich.console import Console
 
-from rankwise.io.atomic import write_json
+from rankwise import base_layers
+from rankwise.distributed import is_first, together
+from rankwise.io.atomic import recover_all, write_json
 from rankwise.train import record
 from rankwise.train.build import build_trainer
 from rankwise.train.config import RunConfig
@@ -42,21 +47,30 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
     With `resume`, continue the unfinished run in `config.output` from its last checkpoint, or begin if there is none.
     """
     folder = Path(config.output)
-    record.check_output(folder, config, resume=resume)
+    _join_processes()
+    console.quiet = console.quiet or not is_first()
+    with together():
+        record.check_output(folder, config, resume=resume)
     job = make_job(config)
     _check_schedule(job)
     _say_what(job, console)
-    record.begin(folder, config, resume=resume)
+    with together():
+        if is_first():
+            record.begin(folder, config, resume=resume)
     trainer = build_trainer(job, folder, folder / record.HISTORY)
     progress = ProgressCallback(job.adaptation, console)
     trainer.add_callback(progress)
-    trainer.add_callback(MetricsFile(folder / record.METRICS))
+    if is_first():
+        trainer.add_callback(MetricsFile(folder / record.METRICS))
     prompts = sample_prompts(job)
     with job.adaptation.disabled():
         before = evaluate(job, trainer) if job.prepared.baseline is None else {}
         before_texts = generate(job, trainer, prompts)
     start_count = job.adaptation.count()
     began = time.monotonic()
+    with together():
+        if is_first():
+            recover_all(folder / record.CHECKPOINTS, "checkpoint-")
     checkpoints = complete_checkpoints(folder / record.CHECKPOINTS)
     try:
         output = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
@@ -74,7 +88,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         training_loss=output.training_loss,
         trainable_start=start_count,
         trainable_end=job.adaptation.count(),
-        total_parameters=sum(p.numel() for p in job.model.parameters()),
+        total_parameters=base_layers.count(job.model),
         seconds=round(seconds, 3),
         peak_memory=record.peak_memory(),
         samples=[
@@ -82,9 +96,17 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
             for p, b, a in zip(prompts, before_texts, generate(job, trainer, prompts), strict=True)
         ],
     )
-    job.adaptation.save(folder / record.ADAPTER)
-    write_json(folder / record.RESULTS, record.finite(vars(result)))
+    with together():
+        job.adaptation.save(folder / record.ADAPTER)
+        if is_first():
+            write_json(folder / record.RESULTS, record.finite(vars(result)))
     return result
+
+
+def _join_processes() -> None:
+    """Under a launcher, become one of its processes at once: transformers does so only when the trainer is made."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.accelerator.is_available())
 
 
 def evaluate_run(folder: Path, config: RunConfig) -> Scores:

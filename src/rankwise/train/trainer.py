@@ -1,6 +1,5 @@
 """Adapter-only, atomic checkpoints and exact resume, as one mixin over transformers' trainers."""
 
-import json
 import random
 import re
 from pathlib import Path
@@ -14,20 +13,21 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from rankwise.adaptation import Adaptation
-from rankwise.errors import NonFiniteError
-from rankwise.io.atomic import remove_folder, replaced_folder, write_json
+from rankwise.distributed import from_all, is_first, together
+from rankwise.errors import NonFiniteError, StateError
+from rankwise.io.atomic import recover_all, remove_folder, write_json
 from rankwise.train.callback import AdaptationCallback
+from rankwise.train.checkpoint import LOSS_SUMS, check_checkpoint, read_loss_sums, readable
+from rankwise.train.hub import push_checkpoint
+from rankwise.train.shared_folder import shared_folder
 
 _Base = Trainer if TYPE_CHECKING else object
-
-
-LOSS_SUMS = "loss_sums.json"  # what the reported training loss is made from
 
 
 def complete_checkpoints(run: Path) -> list[Path]:
     """Checkpoints below `run`, oldest first. A name without the staging mark is only ever given to a whole one."""
     found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))]
-    return [path for _, path in sorted(found)]
+    return [path for _, path in sorted(found) if path.is_dir()]
 
 
 class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
@@ -49,12 +49,21 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         self._loss_sums: dict[str, Any] | None = None  # of the checkpoint that is being resumed
         self.optimizer: torch.optim.Optimizer | None
         super().__init__(*args, **kwargs)
+        if not self._loss_shifts_labels:
+            # Trainer takes a model whose forward has **kwargs for one that divides its loss by the rows of the whole
+            # step. Only causal ones do: the others' loss would be as many times too large as there are passes in a
+            # step, and processes.
+            self.model_accepts_loss_kwargs = False
         self.adaptation_callback = AdaptationCallback(adaptation, history)
         self.adaptation_callback.saves = False
         self.add_callback(self.adaptation_callback)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; a resumed run ends bit for bit where the uninterrupted one does, its training loss included."""
+        if resume_from_checkpoint:
+            known = complete_checkpoints(Path(self.args.output_dir))[-1:]
+            for folder in known if resume_from_checkpoint is True else [Path(resume_from_checkpoint)]:
+                check_checkpoint(folder)
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except NonFiniteError:
@@ -85,7 +94,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._loss_sums is not None:
-            self._tr_loss.fill_(self._loss_sums["since_logged"])
+            self._tr_loss.fill_(self._loss_sums["since_logged"][self.args.process_index])
             self._total_loss_scalar = self._loss_sums["total"]
             self._globalstep_last_logged = self._loss_sums["last_logged"]
             self._loss_sums = None
@@ -110,14 +119,20 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
             self.optimizer = optimizer = cls([group for group in groups if group["params"]], **kwargs)
         return optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the adapter folder. Every process comes here: under FSDP2 each gives its part, and one writes."""
         folder = Path(output_dir or self.args.output_dir)
         self.adaptation.save(folder)
-        if self.processing_class is not None:
+        if self.processing_class is not None and is_first():
             self.processing_class.save_pretrained(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """The whole checkpoint is staged, synced and renamed; only then are older ones removed."""
+        """The whole checkpoint is staged, synced and renamed; only then are older ones removed.
+
+        In a group of processes each adds its own random state to the folder that the first one stages.
+        """
         self.adaptation_callback.flush()
         self.store_flos()
         run = Path(self._get_output_dir(trial=trial))
@@ -125,20 +140,24 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.state.best_global_step and (best == folder or best.exists()):
             self.state.best_model_checkpoint = str(best)
-        with replaced_folder(folder) as staging:
-            self.save_model(str(staging), _internal_call=True)
+        with shared_folder(folder) as staging:
+            with together():
+                self.save_model(str(staging), _internal_call=True)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_scaler(str(staging))
                 self._save_rng_state(str(staging))
-            self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
-            sums = {"since_logged": self._tr_loss.item(), "total": self._total_loss_scalar}
-            write_json(staging / LOSS_SUMS, {**sums, "last_logged": self._globalstep_last_logged})
+            sums = {"since_logged": from_all(self._tr_loss.item()), "total": self._total_loss_scalar}
+            if is_first():
+                self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
+                write_json(staging / LOSS_SUMS, {**sums, "last_logged": self._globalstep_last_logged})
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
-        self._remove_old(run)
+            push_checkpoint(self, folder)
+        if is_first():
+            self._remove_old(run)
 
     def _remove_old(self, run: Path) -> None:
+        recover_all(run, f"{PREFIX_CHECKPOINT_DIR}-")
         if self.args.save_total_limit is None:
             return
         for folder in complete_checkpoints(run)[: -self.args.save_total_limit]:
@@ -148,7 +167,28 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         self.adaptation.restore(folder)
-        self._loss_sums = json.loads((folder / LOSS_SUMS).read_text(encoding="utf-8"))
+        self._loss_sums = sums = read_loss_sums(folder)
+        if len(sums["since_logged"]) != self.args.world_size:
+            raise StateError(
+                f"{folder} was written by {len(sums['since_logged'])} processes; with {self.args.world_size} the run "
+                "would see other rows and would not continue where it was. Resume with as many."
+            )
+
+    def _load_callback_state(self) -> None:
+        with readable(TRAINER_STATE_NAME):
+            super()._load_callback_state()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         self.adaptation.restore(self.state.best_model_checkpoint, resume=False)
