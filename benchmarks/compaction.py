@@ -1,5 +1,5 @@
-"""What removing dead ranks saves inside a run, on SmolLM2-135M: AdaLoRA 12 -> 4, masked and compacted, and AFLoRA before
-and after its projections froze.
+"""What removing dead ranks saves inside a run, on SmolLM2-135M: AdaLoRA 12 -> 4, masked and compacted, and AFLoRA
+before and after its projections froze.
 
     python benchmarks/compaction.py [--out benchmarks/results]
 """

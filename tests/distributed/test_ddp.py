@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from pair import Pair
 from runs import STEPS, Run, assert_alike, made, train
 
@@ -77,7 +78,6 @@ def test_the_first_process_alone_writes(pair: Pair, tmp_path: Path) -> None:
 
 def written_by(folder: str) -> bool:
     """Whether this process, saving to a folder of its own, wrote it; and its history."""
-    import torch.distributed as dist
 
     mine = Path(folder) / str(dist.get_rank())
     adaptation, _ = made(Run("adalora", "ddp"))
@@ -125,3 +125,26 @@ def unsharded() -> str:
         return str(error)
     finally:
         del os.environ["ACCELERATE_USE_FSDP"]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_checkpoint_that_one_process_cannot_write_is_none(pair: Pair, tmp_path: Path, failing: int) -> None:
+    target = tmp_path / "checkpoint-5"
+    said = pair.run(written_together, str(target), failing)
+    assert all("disk full" in message for message in said)
+    assert not list(tmp_path.iterdir())
+    assert pair.run(written_together, str(target), None) == ("", "")
+    assert sorted(p.name for p in target.iterdir()) == ["0", "1"]
+
+
+def written_together(target: str, failing: int | None) -> str:
+    from rankwise.train.shared_folder import shared_folder
+
+    try:
+        with shared_folder(Path(target)) as staging:
+            if dist.get_rank() == failing:
+                raise OSError("disk full")
+            (staging / str(dist.get_rank())).touch()
+    except (OSError, StateError) as error:
+        return str(error)
+    return ""

@@ -110,8 +110,12 @@ def test_fsdp_that_was_asked_for_and_not_given_is_an_error(folder: Path) -> None
 
 @pytest.mark.slow
 def test_the_sharded_example(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
-    done = subprocess.run([*command, str(CONFIGS.parent / "sharded.py")], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command.append(str(CONFIGS.parent / "sharded.py"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("live ranks") == 1 and (tmp_path / "sharded-adapter" / "adapter.safetensors").exists()
 

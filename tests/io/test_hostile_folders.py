@@ -66,6 +66,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 toy.step(adaptation, optimizer, example)
             adaptation.save(place / name)
     assert len(json.loads((place / "aflora" / "rankwise.json").read_text())["frozen"]) > 0
+    assert main(["inspect", str(place / "lora")]) == 0  # a command imports what it needs when it is first called
     return place
 
 
@@ -162,7 +163,7 @@ def test_flipped_bytes(seed: int, good: Path, tmp_path: Path) -> None:
             assert cost["ran"] == [] and cost["seconds"] < SECONDS and cost["bytes"] < BYTES
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*(.*)*(.*)*=", "(0|0|2)*(0|0|2)*x", "(?i)[\x20-\U000100ff]+"])
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(.*)*(.*)*(.*)*=", "(0|0|2)*(0|0|2)*x", "(?i)[ -~]+"])
 def test_a_saved_pattern_is_not_run(pattern: str, good: Path, tmp_path: Path) -> None:
     """An adapter is loaded by the list of its layers: one pattern can take the age of the universe."""
     folder = copied(good, "lora", tmp_path)

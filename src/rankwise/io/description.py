@@ -90,7 +90,7 @@ def read_description(path: Path, folder: Path) -> dict[str, Any]:
     try:
         method = method_from_dict(data["method"])
     except ConfigError as error:
-        raise FolderError(f"{path}: {error}") from error
+        raise FolderError(f"{path}: {str(error)[:500]}") from error
     return {**{k: v for k, v in data.items() if k != "format"}, "method": method}
 
 

@@ -185,7 +185,7 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
                 f"{folder} holds a trained {name!r}, which the model has not. Load it with the same head."
             )
         if parameters[name].shape != saved.tensors[name].shape or not parameters[name].is_floating_point():
-            shapes = f"{list(parameters[name].shape)}, saved was {list(saved.tensors[name].shape)}"
+            shapes = f"{list(parameters[name].shape)}, saved was {brief(list(saved.tensors[name].shape))}"
             raise FolderError(f"{folder} was made for another head: {name} is {shapes}. Check num_labels.")
 
 
@@ -220,7 +220,9 @@ def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str,
         at = int(match[1]) if match else len(parameters)
         fitting = [(0,)] if at in frozen else []  # of a frozen projection nothing is kept
         if at >= len(parameters) or tuple(tensor.shape) not in (*fitting, tuple(parameters[at].shape)):
-            raise FolderError(f"{folder / STATE}: {brief(name)} is {list(tensor.shape)}; no layer has such a state.")
+            raise FolderError(
+                f"{folder / STATE}: {brief(name)} is {brief(list(tensor.shape))}; no layer has such a state."
+            )
     _check_finite(folder / STATE, saved.state)
 
 
@@ -243,7 +245,9 @@ def _copy(folder: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) 
         raise FolderError(f"{folder / ADAPTER} does not hold what it should: missing {missing[:3]}, extra {extra[:3]}.")
     for name, tensor in own.items():
         if tensor.shape != saved[name].shape:
-            raise FolderError(f"{folder / ADAPTER}: {name} is {list(saved[name].shape)}, not {list(tensor.shape)}.")
+            raise FolderError(
+                f"{folder / ADAPTER}: {name} is {brief(list(saved[name].shape))}, not {list(tensor.shape)}."
+            )
     _check_finite(folder / ADAPTER, saved)
     for name, tensor in own.items():
         local(tensor).copy_(part(saved[name], tensor))

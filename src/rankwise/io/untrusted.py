@@ -16,6 +16,7 @@ import yaml
 from rankwise.errors import FolderError
 
 MOST_JSON = 4 * 2**20  # bytes; a parsed list takes twenty times its text
+MOST_LISTS = 200_000  # and objects, in one JSON file
 MOST_YAML = 48 * 2**10  # bytes; the parser reads a few ten thousand values a second
 MOST_YAML_VALUES = 50_000  # with every alias written out
 MOST_YAML_LEVELS = 100
@@ -70,7 +71,10 @@ def read_text(path: Path, most: int, folder: Path | None = None) -> str:
 
 def read_json(path: Path, folder: Path | None = None, most: int = MOST_JSON) -> dict[str, Any]:
     """The one object that a JSON file holds."""
-    data = parse_json(read_text(path, most, folder), str(path))
+    text = read_text(path, most, folder)
+    if text.count("[") + text.count("{") > MOST_LISTS:
+        raise FolderError(f"{path} holds more lists and objects than anything that rankwise writes there.")
+    data = parse_json(text, str(path))
     if not isinstance(data, dict):
         raise FolderError(f"{path} must hold one JSON object, not {brief(data)}.")
     return data
