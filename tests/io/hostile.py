@@ -95,12 +95,23 @@ def _headers() -> Cases:
     for name, change in ENTRIES.items():
         yield f"entry-{name}", "lora", lambda f, c=change: _change_header(f / ADAPTER, c)
     yield "entry-twice", "lora", _same_tensor_twice
+    yield "as-large-as-can-be", "adalora", _as_large_as_can_be
     yield "sparse", "lora", lambda f: _sparse(f / ADAPTER, f"{LAYER}::A", 2**34)
     yield "sparse-live", "lora", lambda f: _sparse(f / ADAPTER, f"{LAYER}::live", 2**34, "BOOL", 1)
 
 
 def _many_tensors(count: int) -> bytes:
     return b"{" + b",".join(b'"%x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(count)) + b"}"
+
+
+def _as_large_as_can_be(folder: Path) -> None:
+    """Every bound is just kept, and the layers are of no model."""
+    layers = {f"layer{i}": {"rank": 1, "shape": [1, 1]} for i in range(24_000)}
+    _describe(folder, lambda d: d.update(layers=layers, trained=[], frozen=[]))
+    for file in (ADAPTER, STATE):
+        names = [f"layer{i}::{t}" for i in range(24_000) for t in ("live", "A")]
+        kinds = {name: torch.ones(1, dtype=torch.bool if name.endswith("live") else torch.float32) for name in names}
+        save_file(kinds if file == ADAPTER else {n: t.float() for n, t in kinds.items() if "A" in n}, folder / file)
 
 
 def _length(text: bytes) -> bytes:

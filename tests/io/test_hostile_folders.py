@@ -208,12 +208,13 @@ def test_the_largest_adapter_stays_within_the_bounds(tmp_path: Path) -> None:
     """What is refused as absurd is far from what somebody trains."""
     from rankwise.io import description, folder, untrusted
 
-    layers = {f"model.layers.{i // 768}.mlp.experts.{i % 768}.down_proj": [7168, 2048] for i in range(18_000)}
+    layers = {f"model.layers.{i // 384}.mlp.experts.{i % 384}.down_proj": [7168, 2048] for i in range(8_000)}
     text = json.dumps({n: {"rank": 64, "shape": s} for n, s in layers.items()}, indent=1)
     assert len(text) < untrusted.MOST_JSON
-    assert 64 * len(layers) < description.MOST_RANKS
+    assert 64 * len(layers) < description.MOST_RANKS and text.count("{") + text.count("[") < untrusted.MOST_LISTS
+    assert 6 * len(layers) < folder.MOST_TENSORS  # AdaLoRA's state
     entry = len('"model.layers.60.mlp.experts.255.down_proj::lam":{"dtype":"F32","shape":[64],"data_offsets":[0,256]},')
-    assert entry * 4 * len(layers) < folder.MOST_HEADER
+    assert entry * 6 * len(layers) < folder.MOST_HEADER
 
 
 def test_resource_limits_are_not_touched() -> None:

@@ -1,12 +1,16 @@
 """Tables that more than one command prints."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 
 from rich.markup import escape
 from rich.table import Table
 
 from rankwise.train.run import Result
+
+MOST_COLUMNS, MOST_ROWS = 60, 1000
 
 
 def result_table(result: Result) -> Table:
@@ -35,6 +39,8 @@ def layer_table(ranks: Mapping[str, int], frozen: list[str]) -> Table:
         dead = [t for t in ("A", "B") if f"{name}.{t}" in frozen]
         cells[_row_and_column(name)] = f"{rank}" + (f" {''.join(dead)}" if dead else "")
     rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
+    if len(columns) > MOST_COLUMNS:
+        return _list_of_layers(ranks)
     short_rows, short_columns = _short(rows), _short(columns)
     table = Table(title="live ranks", caption="A, B: frozen projections" if frozen else None)
     table.add_column("layer", no_wrap=True)
@@ -42,6 +48,14 @@ def layer_table(ranks: Mapping[str, int], frozen: list[str]) -> Table:
         table.add_column(escape(short_columns[column]).replace(".", ".\n"), justify="right")
     for row in rows:
         table.add_row(escape(short_rows[row]), *(cells.get((row, column), "") for column in columns))
+    return table
+
+
+def _list_of_layers(ranks: Mapping[str, int]) -> Table:
+    left_out = len(ranks) - MOST_ROWS
+    table = Table("layer", "live ranks", caption=f"and {left_out:,} more layers" if left_out > 0 else None)
+    for name, rank in islice(ranks.items(), MOST_ROWS):
+        table.add_row(escape(name), f"{rank}")
     return table
 
 
@@ -53,11 +67,16 @@ def _row_and_column(name: str) -> tuple[str, str]:
 
 def _short(names: list[str]) -> dict[str, str]:
     """Each name's shortest ending, by whole components, that no other name ends in; block numbers keep their word."""
+    endings = {name: _endings(name) for name in names}
+    shared = Counter(ending for all_ in endings.values() for ending in all_)
     short = {}
     for name in names:
-        parts = name.split(".")
-        least = 2 if parts[-1].isdigit() else 1
-        endings = [".".join(parts[-count:]) for count in range(min(least, len(parts)), len(parts) + 1)]
-        others = [other for other in names if other != name]
-        short[name] = next((e for e in endings if not any(f".{o}".endswith(f".{e}") for o in others)), name)
+        least = 2 if len(endings[name]) > 1 and endings[name][0].isdigit() else 1
+        short[name] = next((e for e in endings[name][least - 1 :] if shared[e] == 1), name)
     return short
+
+
+def _endings(name: str) -> list[str]:
+    """ "a.b.c" ends in "c", "b.c" and "a.b.c"."""
+    parts = name.split(".")
+    return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]

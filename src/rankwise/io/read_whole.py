@@ -39,7 +39,7 @@ def read_whole(target: Path, read: Callable[[Path], T]) -> T:
 def _held_open(folder: Path) -> Iterator[None]:
     """Held open, a folder that was removed keeps its inode number: no other one passes for it."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))  # never a pipe, which would wait
     except OSError:
         yield
         return

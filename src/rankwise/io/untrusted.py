@@ -1,7 +1,7 @@
 """Reads files that anyone may have made: ordinary files of a bounded size, parsed strictly, nothing of them run.
 
 Everything that is refused is a FolderError that names the file. The bounds keep a hostile file below 2 seconds and
-200 MB; an adapter of more than twenty thousand layers stays within them.
+200 MB; an adapter of eight thousand layers stays within them.
 """
 
 import json
@@ -16,7 +16,7 @@ import yaml
 from rankwise.errors import FolderError
 
 MOST_JSON = 4 * 2**20  # bytes; a parsed list takes twenty times its text
-MOST_LISTS = 200_000  # and objects, in one JSON file
+MOST_LISTS = 65_536  # and objects, in one JSON file: two for each layer
 MOST_YAML = 48 * 2**10  # bytes; the parser reads a few ten thousand values a second
 MOST_YAML_VALUES = 50_000  # with every alias written out
 MOST_YAML_LEVELS = 100

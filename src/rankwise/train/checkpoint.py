@@ -5,9 +5,11 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from rankwise.errors import FolderError
@@ -35,7 +37,10 @@ def check_checkpoint(folder: Path) -> None:
     """Raise FolderError unless the folder holds a Trainer's state and rankwise's own, each value of its type."""
     if not folder.is_dir():
         raise FolderError(f"{folder} is no checkpoint: there is no such folder.")
-    _read(folder / TRAINER_STATE_NAME, STATE)
+    state = _read(folder / TRAINER_STATE_NAME, STATE)
+    unknown = state.keys() - {f.name for f in fields(TrainerState)}
+    if unknown:
+        raise FolderError(f"{folder / TRAINER_STATE_NAME} holds {brief(sorted(unknown))}, which no Trainer knows.")
     read_loss_sums(folder)
     for pattern in PICKLED:
         for path in folder.glob(pattern):

@@ -109,6 +109,7 @@ def _from_pretrained(loader: Any, name: str, settings: dict[str, Any]) -> Any:
         local = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
         missing = local and not path.exists()
         reason = f"there is no folder {path}." if missing else str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"model={name!r} cannot be loaded: {reason} Give a hub id or a folder with a model."
-        ) from error
+        advice = "Give a hub id or a folder with a model."
+        if "trust_remote_code" in str(error):
+            advice = "If you trust that code, set trust_remote_code: true."
+        raise ConfigError(f"model={name!r} cannot be loaded: {reason} {advice}") from error
