@@ -8,11 +8,9 @@ import gc
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import rankwise as rw
-from cases import DECIDING, Case, every_case, floor, ours
+from cases import ADALORA, LORA, Case, Problem, every_case, floor, ours
 from measure import cuda_peak, interleaved, keep, table
 
 SHAPES = {
@@ -36,23 +34,22 @@ SHAPES = {
 ROWS, TOKENS = 4, 1024
 
 
-def make(shape: dict[str, int]) -> tuple[nn.Module, dict[str, Tensor]]:
+def make(shape: dict[str, int]) -> Problem:
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=True, **shape)).to(torch.bfloat16)
         ids = torch.randint(0, shape["vocab_size"], (ROWS, TOKENS))
     model.config.use_cache = False
-    return model, {"input_ids": ids, "labels": ids}
+    return Problem(model, {"input_ids": ids, "labels": ids})
 
 
-def compiled_cases(model: nn.Module, batch: dict[str, Tensor]) -> list[Case]:
+def compiled_cases(problem: Problem) -> list[Case]:
     """The floor and our methods under torch.compile."""
-    base = floor(model, batch, None)
-    adalora = rw.AdaLoRA(rank=12, target_rank=8, every=50, **DECIDING)
+    base = floor(problem)
     return [
         Case("floor, eager", base.step, 0, base.close),
-        ours("ours LoRA r=8, compiled", rw.LoRA(rank=8), model, batch, None, compiled=True),
-        ours("ours AdaLoRA r=12, compiled", adalora, model, batch, None, compiled=True),
+        ours("LoRA r=8, compiled", LORA, problem, compiled=True),
+        ours("AdaLoRA r=12, compiled", ADALORA, problem, compiled=True),
     ]
 
 
@@ -63,8 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     tables, data = [], {}
     for name, shape in SHAPES.items():
-        model, batch = make(shape)
-        builders = every_case(model, batch, None)
+        problem = make(shape)
+        builders = every_case(problem)
         peaks = {}
         for build in builders:
             case, peak, _ = cuda_peak(build, warmups=2)
@@ -80,14 +77,14 @@ def main() -> None:
         gc.collect()
         tables.append(table(rows, f"{name} shapes, bf16, {ROWS} × {TOKENS} tokens, eager"))
         print(tables[-1], flush=True)
-        compiled = compiled_cases(model, batch)
+        compiled = compiled_cases(problem)
         compiled_rows = interleaved(compiled, options.rounds, warmups=4, cuda=True)
         tables.append(table(compiled_rows, f"{name} shapes, compiled"))
         print(tables[-1], flush=True)
         data[name] = {"eager": rows, "compiled": compiled_rows}
         for case in compiled:
             case.close()
-        del compiled, model, batch
+        del compiled, problem, builders
         gc.collect()
         torch.cuda.empty_cache()
     keep(options.out, f"gpu-{torch.cuda.get_device_name().replace(' ', '-').lower()}", tables, data)

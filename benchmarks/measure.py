@@ -1,10 +1,15 @@
-"""Times steps side by side: all cases in one process, in turn, round after round; medians, and ratios in a round."""
+"""Times steps side by side: all cases in one process, in turn, round after round; medians, and ratios in a round.
+
+With one thread on a CPU, time is what the process was given of it, so that other work on the machine disturbs a ratio
+little; with several, where waiting threads spin, it is the clock's.
+"""
 
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +23,12 @@ Row = dict[str, Any]
 
 
 def seconds(step: Callable[[], Any], cuda: bool) -> float:
-    """Of one step, by CUDA events on a GPU and by the clock elsewhere."""
+    """Of one step, by CUDA events on a GPU."""
     if not cuda:
-        began = time.perf_counter()
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        began = clock()
         step()
-        return time.perf_counter() - began
+        return clock() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     step()
@@ -70,16 +76,48 @@ def cuda_peak(build: Callable[[], Case], warmups: int) -> tuple[str, int, int]:
     return case.name, peak, stays
 
 
+@dataclass(frozen=True)
+class Goal:
+    """A figure beside what it should be."""
+
+    what: str
+    figure: float
+    limit: float
+    at_least: bool = False  # the figure should be the limit or more; else the limit or less
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.figure >= self.limit if self.at_least else self.figure <= self.limit
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        verdict = "holds" if self.holds else "missed"
+        return f"| {self.what} | {self.figure:.4g}{self.unit} | {sign} {self.limit:g}{self.unit} | {verdict} |"
+
+
+def goal_table(goals: Sequence[Goal]) -> str:
+    """The goals as Markdown."""
+    return "\n".join(["| figure | measured | goal | |", "|---|---|---|---|", *map(str, goals), ""])
+
+
 def machine() -> Row:
     """Where and with what the numbers were taken."""
     cuda = torch.cuda.is_available()
     return {
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name() if cuda else f"{processor()}, {torch.get_num_threads()} thread(s)",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "peft": peft.__version__,
     }
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    names = [n for n in info.read_text().splitlines() if n.startswith("model name")] if info.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
 
 
 def table(rows: Sequence[Row], title: str) -> str:

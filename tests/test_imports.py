@@ -15,7 +15,8 @@ SOURCE = Path(rankwise.__file__).parent
 # From left to right. A part may import those before it and its own; parts in one row not each other.
 ORDER = [
     ["errors"],
-    ["distributed", "low_rank_op"],
+    ["distributed", "dropout"],
+    ["low_rank_op"],
     ["adapter"],
     ["compiling"],
     ["base_layers"],
@@ -41,6 +42,7 @@ LAZY = {("", "train.callback")}
 OUTSIDE = {
     "errors": set(),
     "distributed": {"torch"},
+    "dropout": {"torch"},
     "low_rank_op": {"torch"},
     "adapter": {"torch"},
     "architectures": {"torch"},

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.adapter import LowRank
+from rankwise.dropout import Dropout
 from rankwise.low_rank_op import Factors, low_rank_branch, low_rank_linear
 from rankwise.methods.lora import LoRALayer
 
@@ -72,6 +73,31 @@ def test_bias_may_train():
     assert torch.autograd.gradcheck(lambda b: fused(x, W, b, *factors), (b,))
 
 
+@each_form
+@pytest.mark.parametrize("rows", [(2, 3), (2, 1)], ids=["more rows than ranks", "no more"])
+def test_dropout_equals_the_plain_path_on_the_dropped_input(gate, out, bias, rows):
+    x, W, b, *factors = problem(gate, out, bias, rows)
+    dropout = Dropout(0.4, seed=5)
+    leaves = [t.requires_grad_(True) for t in (x, *factors) if t is not None]
+    g = torch.randn(*rows, D_OUT, dtype=torch.float64)
+    y = low_rank_linear(x, W, b, Factors(*factors, scale=1.5), dropout)
+    dropped = x * dropout.mask(x) * dropout.survivors_scale
+    expected = F.linear(x, W, b) + low_rank_branch(dropped, Factors(*factors, scale=1.5))
+    torch.testing.assert_close(y, expected)
+    ours, theirs = torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g)
+    for a, e in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_dropout_stores_neither_a_mask_nor_a_copy():
+    x, made = torch.randn(64, 5), layer(nn.Linear(5, 4), dropout=0.5)
+    kept: set[int] = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.untyped_storage().data_ptr()), lambda _: None):
+        made(x)
+    own = {t.untyped_storage().data_ptr() for t in (x, made.A, made.B, made.base.weight)}
+    assert len(kept - own) == 1  # h
+
+
 @pytest.mark.parametrize("rows", [(), (1,), (7,), (0,), (2, 0), (2, 3, 4)], ids=str)
 def test_any_leading_shape(rows):
     tensors = problem(True, True, True, rows)
@@ -130,7 +156,7 @@ def trainable(made: LowRank) -> LowRank:
     [
         (lambda: layer(nn.Linear(5, 4)), True),
         (lambda: layer(nn.Linear(5, 4), dropout=0.5).eval(), True),
-        (lambda: layer(nn.Linear(5, 4), dropout=0.5), False),
+        (lambda: layer(nn.Linear(5, 4), dropout=0.5), True),
         (lambda: layer(Other(5, 4)), False),
         (lambda: layer(hooked(nn.Linear(5, 4))), False),
         (lambda: layer(nn.utils.parametrizations.weight_norm(nn.Linear(5, 4))), False),

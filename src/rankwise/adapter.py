@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.distributed import grouped, is_split
+from rankwise.dropout import draw
 from rankwise.low_rank_op import Factors, hold, low_rank_branch, low_rank_linear
 
 
@@ -92,7 +93,9 @@ class LowRank(nn.Module, ABC):
             y: Tensor = self.base(x)
             return y
         if self._can_fuse():
-            return low_rank_linear(x, self.base.weight, self.base.bias, self._factors())  # type: ignore[arg-type]
+            dropout = draw(self.dropout) if self.dropout and self.training else None
+            base: Any = self.base
+            return low_rank_linear(x, base.weight, base.bias, self._factors(), dropout)
         y = self.base(x)
         return y + self.branch(x).to(y.dtype)
 
@@ -130,7 +133,6 @@ class LowRank(nn.Module, ABC):
             and not base.weight.requires_grad
             and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
             and not (base._backward_pre_hooks)
-            and not (self.dropout and self.training)
             and not torch.compiler.is_compiling()
         )
 

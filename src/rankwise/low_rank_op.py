@@ -4,14 +4,17 @@
 
 Automatic differentiation of the plain form keeps four activations a layer and runs the branch as separate kernels.
 Written as one function, the branch is added into the base's own output, and only `x` (which siblings such as q, k and
-v share) and the rank-sized product `h = down @ x` are kept for the backward pass.
-With g = ∂L/∂y and z = scale · gate ⊙ h:
+v share) and the rank-sized product `h = down xᵀ` are kept for the backward pass. Dropout keeps a seed.
+With X (N, d_in) the rows of x, g = ∂L/∂y (N, d_out) and U = out ⊙ up (d_out, r):
 
-    M = gᵀ z   (d_out, r)        ∂up = out ⊙ M             ∂out = rowsum(up ⊙ M)
-    dz = (g ⊙ out) up  (N, r)    ∂gate = scale · colsum(dz ⊙ h)
-    dh = scale · gate ⊙ dz       ∂down = dhᵀ x             ∂x = g W + dh down
+    h = down Xᵀ   (r, N)       z = scale · gate ⊙ h       y = X Wᵀ + b + zᵀ Uᵀ
+    M = z g       (r, d_out)   ∂up = (M ⊙ out)ᵀ           ∂out = colsum(upᵀ ⊙ M)
+    dz = Uᵀ gᵀ    (r, N)       ∂gate = scale · rowsum(dz ⊙ h)
+    dh = scale · gate ⊙ dz     ∂down = dh X               ∂X = g W + dhᵀ down
 
-Nothing is computed for a factor that takes no gradient, so a frozen projection costs its forward product only.
+Everything of rank size has its ranks first: products with eight rows run three to four times faster on a CPU than
+the same products with eight columns. Nothing is computed for a factor that takes no gradient, so a frozen projection
+costs its forward product only.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from rankwise.dropout import Dropout
 
 
 class Factors(NamedTuple):
@@ -80,8 +85,10 @@ def low_rank_branch(x: Tensor, factors: Factors) -> Tensor:
     return y if out is None else y * out
 
 
-def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors) -> Tensor:
-    """Frozen linear plus branch, fused: x (..., d_in) -> (..., d_out).
+def low_rank_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, dropout: Dropout | None = None
+) -> Tensor:
+    """Frozen linear plus branch, fused: x (..., d_in) -> (..., d_out). `dropout` is of the branch's input alone.
 
     Under autocast everything is cast to the autocast type here, so that the backward pass, which runs outside autocast,
     works in that same type; otherwise the factors follow `x`.
@@ -91,11 +98,13 @@ def low_rank_linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: Fac
     up, down, gate, out, scale = factors.to(dtype)
     bias = None if bias is None else bias.to(dtype)
     apply: Callable[..., Tensor] = _LowRankLinear.apply
-    return apply(x.to(dtype), weight.to(dtype), bias, up, down, gate, out, scale)
+    return apply(x.to(dtype), weight.to(dtype), bias, up, down, gate, out, scale, dropout)
 
 
 def _scaled(h: Tensor, gate: Tensor | None, scale: float) -> Tensor:
-    return h * scale if gate is None else h * (gate * scale)
+    if gate is None:
+        return h if scale == 1 else h * scale
+    return h * (gate * scale)[:, None]
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -110,52 +119,63 @@ class _LowRankLinear(torch.autograd.Function):
         gate: Tensor | None,  # (r,)
         out: Tensor | None,  # (d_out,)
         scale: float,
+        dropout: Dropout | None,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (N, d_in)
-        h = rows @ down.T  # (N, r)
-        # of `x` as it came: for `rows` of a non-contiguous x another kernel is taken, which is not the base bit for bit
+        X = x.reshape(-1, x.shape[-1])  # (N, d_in)
+        h = down @ (X if dropout is None else dropout.apply(X)).T  # (r, N)
+        # of `x` as it came: for `X` of a non-contiguous x another kernel is taken, which is not the base bit for bit
         y = F.linear(x, weight, bias).reshape(-1, weight.shape[0])  # (N, d_out)
-        if out is None and gate is None:
-            y.addmm_(h, up.T, alpha=scale)
-        elif out is None:
-            y.addmm_(_scaled(h, gate, scale), up.T)
+        z = _scaled(h, gate, scale)  # (r, N)
+        if out is None or _is_thin(up, X):
+            y.addmm_(z.T, _through(out, up).T)
         else:
-            y.addcmul_(_scaled(h, gate, scale) @ up.T, out)
-        _, _, _, needs_up, needs_down, needs_gate, needs_out, _ = ctx.needs_input_grad
-        kept_rows = rows if needs_down else None
+            y.addcmul_(z.T @ up.T, out)
+        _, _, _, needs_up, needs_down, needs_gate, needs_out, *_ = ctx.needs_input_grad
+        kept_X = X if needs_down else None
         kept_h = h if needs_up or needs_gate or needs_out else None
-        ctx.save_for_backward(kept_rows, kept_h, weight, up, down, gate, out)
-        ctx.scale, ctx.shape = scale, x.shape
+        ctx.save_for_backward(kept_X, kept_h, weight, up, down, gate, out)
+        ctx.scale, ctx.dropout, ctx.shape = scale, dropout, x.shape
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, h, weight, up, down, gate, out = ctx.saved_tensors
-        needs_x, _, needs_bias, needs_up, needs_down, needs_gate, needs_out, _ = ctx.needs_input_grad
+        X, h, weight, up, down, gate, out = ctx.saved_tensors
+        needs_x, _, needs_bias, needs_up, needs_down, needs_gate, needs_out, *_ = ctx.needs_input_grad
+        dropout: Dropout | None = ctx.dropout
         g = dy.reshape(-1, dy.shape[-1])  # (N, d_out)
-        d_up = d_out = d_gate = d_down = dx = None
+        d_up = d_out = d_gate = d_down = dX = None
         if needs_up or needs_out:
-            M = g.T @ _scaled(h, gate, ctx.scale)  # (d_out, r)
+            M = _scaled(h, gate, ctx.scale) @ g  # (r, d_out)
             if needs_out:
-                d_out = (up * M).sum(dim=1)
+                d_out = (up.T * M).sum(dim=0)
             if needs_up:
-                d_up = M if out is None else out[:, None] * M
+                d_up = (M if out is None else M.mul_(out)).T
         if needs_x or needs_down or needs_gate:
-            dz = g @ up if out is None else _through_out(g, out, up)  # (N, r)
+            thin = out is None or _is_thin(up, g)
+            dz = _through(out, up).T @ g.T if thin else up.T @ (g * out).T  # (r, N)
             if needs_gate:
-                d_gate = ctx.scale * (dz * h).sum(dim=0)
+                d_gate = ctx.scale * (dz * h).sum(dim=1)
             dh = _scaled(dz, gate, ctx.scale)
             if needs_down:
-                d_down = dh.T @ rows
+                d_down = dh @ (X if dropout is None else dropout.apply(X))
             if needs_x:
-                dx = (g @ weight).addmm_(dh, down).view(ctx.shape)
+                dX = _add_branch(g @ weight, dh, down, dropout).view(ctx.shape)
         d_bias = g.sum(dim=0) if needs_bias else None
-        return dx, None, d_bias, d_up, d_down, d_gate, d_out, None
+        return dX, None, d_bias, d_up, d_down, d_gate, d_out, None, None
 
 
-def _through_out(g: Tensor, out: Tensor, up: Tensor) -> Tensor:
-    """(g ⊙ out) up, scaling whichever is smaller: the gradient (N, d_out) or the factor (d_out, r)."""
-    if up.shape[1] < g.shape[0]:
-        return g @ (out[:, None] * up)
-    return (g * out) @ up
+def _is_thin(up: Tensor, rows: Tensor) -> bool:
+    """Whether a vector along d_out is cheaper to fold into the factor (d_out, r) than into the N rows."""
+    return up.shape[1] < rows.shape[0]
+
+
+def _through(out: Tensor | None, up: Tensor) -> Tensor:
+    return up if out is None else out[:, None] * up
+
+
+def _add_branch(dX: Tensor, dh: Tensor, down: Tensor, dropout: Dropout | None) -> Tensor:
+    """dX (N, d_in) plus what comes through the branch, in place."""
+    if dropout is None:
+        return dX.addmm_(dh.T, down)
+    return dX.addcmul_(dh.T @ down, dropout.mask(dX), value=dropout.survivors_scale)

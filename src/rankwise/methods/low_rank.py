@@ -9,6 +9,7 @@ from torch import nn
 
 from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
 from rankwise.base_layers import Block, sizes
+from rankwise.dropout import can_be_drawn
 from rankwise.errors import ConfigError, StateError, TargetError, nearest
 from rankwise.targets import ModelView, Site, check_targets, find_sites, listed_sites, trained_modules
 
@@ -38,6 +39,8 @@ class LowRankMethod(Method):
             raise ConfigError(f"rank={self.rank!r}: a low-rank update needs a whole rank of at least 1.")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout={self.dropout} is a probability and must be in [0, 1).")
+        if self.dropout and not can_be_drawn(self.dropout):
+            raise ConfigError(f"dropout={self.dropout}: in steps of 1/65,536 that drops nothing, or everything.")
         check_targets(self.targets, "targets")
         if self.exclude is not None:
             check_targets(self.exclude, "exclude")
