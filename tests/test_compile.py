@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import rankwise as rw
 import toy
-from rankwise.adapter import Method
+from rankwise.adapter import LowRank, Method
 
 STEPS = 24
 SHORT: dict[str, Any] = {"warmup": 2, "cooldown": 6, "every": 2}
@@ -41,6 +41,11 @@ def backend() -> Iterator[Counting]:
     with torch._dynamo.config.patch(recompile_limit=8, accumulated_recompile_limit=256):
         yield Counting()
     torch._dynamo.reset()
+
+
+def test_the_mark_of_a_constant_is_what_torch_puts_there():
+    """rankwise.adapter puts it there by itself: torch's own function imports the whole compiler."""
+    assert vars(torch.compiler.assume_constant_result(lambda: None)) == vars(LowRank._note_traced)
 
 
 def llama() -> nn.Module:

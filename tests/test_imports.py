@@ -1,6 +1,7 @@
 """The order of the house: imports only ever point left, imports inside functions included; and the sizes it keeps."""
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -48,7 +49,7 @@ OUTSIDE = {
     "architectures": {"torch"},
     "allocation": {"torch"},
     "compiling": {"torch"},
-    "hook": {"torch", "accelerate"},
+    "hook": {"torch"},
     "surgery": {"torch"},
 }
 
@@ -116,6 +117,15 @@ def test_all_is_what_can_be_imported(module: str):
     made_elsewhere = {"Method"} if module == "methods" else set()
     assert set(package.__all__) == (public | defined) - made_elsewhere
     assert all(getattr(package, name) is not None for name in package.__all__)
+
+
+def test_importing_is_light():
+    """Importing torch takes seconds; importing rankwise brings none of the packages that take as long again."""
+    code = "import torch, sys; before = set(sys.modules); import rankwise; print(*sorted(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"accelerate", "datasets", "huggingface_hub", "peft", "rich", "sympy", "transformers", "trl", "numpy"}
+    assert not {part(name) for name in loaded} & heavy
+    assert "torch._dynamo" not in loaded and "torch.distributed.tensor" not in loaded
 
 
 def test_unknown_names_are_attribute_errors():

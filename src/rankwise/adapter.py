@@ -107,10 +107,12 @@ class LowRank(nn.Module, ABC):
             x = torch.nn.functional.dropout(x, self.dropout)
         return low_rank_branch(x, self._factors().to(x.dtype))
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
     def _note_traced(self) -> None:
         """Runs while the layer is traced, and is no part of the graph."""
         self.traced = True
+
+    # what torch.compiler.assume_constant_result does, which would import torch's compiler, and that takes seconds
+    _note_traced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _factors(self) -> Factors:
         factors = self.factors()

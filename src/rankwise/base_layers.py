@@ -1,8 +1,8 @@
 """The base-layer axis: what a frozen layer must offer, and nothing about methods.
 
 A kind of layer is one row of KINDS: how it is known, its sizes and its weight. A method never asks which kind it sits
-on; adding a kind is one row here. Packed (quantised) kinds are known by the names of their types, so that torchao and
-bitsandbytes are imported by who uses them and by nobody else.
+on; adding a kind is one row here. Kinds of other packages are known by the names of their types, so that transformers,
+torchao and bitsandbytes are imported by who uses them and by nobody else.
 """
 
 import sys
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from transformers.pytorch_utils import Conv1D
 
 from rankwise.errors import StateError, TargetError
 
@@ -72,8 +71,12 @@ def _features(linear: nn.Linear) -> tuple[int, int]:
     return linear.in_features, linear.out_features
 
 
-def _is_from(package: str, thing: object, name: str = "") -> bool:
-    """Whether the type of `thing`, or one it derives from, is of that package and has that name, if one is given."""
+def is_from(package: str, thing: object, name: str = "") -> bool:
+    """Whether the type of `thing`, or one it derives from, is of that package and has that name, if one is given.
+
+    Asked by name, so that the package need not be imported: who has no object of it may not have it at all, and some
+    take seconds.
+    """
     types = type(thing).__mro__
     return any(t.__module__.partition(".")[0] == package and name in ("", t.__name__) for t in types)
 
@@ -81,7 +84,7 @@ def _is_from(package: str, thing: object, name: str = "") -> bool:
 def _is_plain(module: nn.Module) -> bool:
     weight = module.weight
     matrix = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
-    return matrix and not _is_from("torchao", weight) and not _is_from("bitsandbytes", module)
+    return matrix and not is_from("torchao", weight) and not is_from("bitsandbytes", module)
 
 
 def _torchao_weight(linear: nn.Linear) -> Tensor:
@@ -113,7 +116,7 @@ KINDS = (
     Kind("Linear", lambda m: isinstance(m, nn.Linear) and _is_plain(m), _features, lambda m: m.weight),
     Kind(
         "Conv1D",
-        lambda m: isinstance(m, Conv1D) and _is_plain(m),
+        lambda m: is_from("transformers", m, "Conv1D") and _is_plain(m),
         lambda m: tuple(m.weight.shape),
         lambda m: m.weight.T,
     ),
@@ -126,14 +129,14 @@ KINDS = (
     ),
     Kind(
         "Linear with a torchao weight",
-        lambda m: isinstance(m, nn.Linear) and _is_from("torchao", m.weight),
+        lambda m: isinstance(m, nn.Linear) and is_from("torchao", m.weight),
         _features,
         _torchao_weight,
         packed=True,
     ),
     Kind(
         "Linear8bitLt",
-        lambda m: _is_from("bitsandbytes", m, "Linear8bitLt"),
+        lambda m: is_from("bitsandbytes", m, "Linear8bitLt"),
         _features,
         _8bit_weight,
         packed=True,
@@ -141,7 +144,7 @@ KINDS = (
     ),
     Kind(
         "Linear4bit",
-        lambda m: _is_from("bitsandbytes", m, "Linear4bit"),
+        lambda m: is_from("bitsandbytes", m, "Linear4bit"),
         _features,
         _4bit_weight,
         packed=True,

@@ -12,7 +12,6 @@ from typing import Any
 from weakref import WeakSet
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -20,13 +19,14 @@ from torch.utils.hooks import RemovableHandle
 
 from rankwise.adapter import Controller, LowRank
 from rankwise.allocation.history import Froze, History, SkippedNonFinite
+from rankwise.base_layers import is_from
 from rankwise.distributed import everywhere, local
 from rankwise.errors import NonFiniteError, StateError
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
     """The optimizer whose step is the real one: accelerate's wrapper passes over accumulation and skipped steps."""
-    while isinstance(optimizer, AcceleratedOptimizer):
+    while is_from("accelerate", optimizer, "AcceleratedOptimizer"):
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
         raise StateError(f"attached() needs a torch.optim.Optimizer, got {type(optimizer).__name__}.")

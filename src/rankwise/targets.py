@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from rankwise.architectures import Role, blocks_of, role_of
-from rankwise.base_layers import is_packed, kind_of, sizes
+from rankwise.base_layers import is_from, is_packed, kind_of, sizes
 from rankwise.errors import ConfigError, TargetError
 
 Targets = str | Sequence[str]
@@ -51,7 +50,7 @@ class ModelView:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        pretrained: Any = model if isinstance(model, PreTrainedModel) else None
+        pretrained: Any = model if is_from("transformers", model, "PreTrainedModel") else None
         self.config: Any = None if pretrained is None else pretrained.config
         self.model_type: str = pretrained.config.model_type if pretrained is not None else ""
         self.backbone: nn.Module = model if pretrained is None else pretrained.base_model
