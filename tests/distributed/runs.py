@@ -49,7 +49,7 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)  # of DistributedDataParallel
     checkpointing: bool = False
     accumulation: int = 1
-    plain_branch: bool = False  # dropout takes the path that is not fused; at this rate it drops nothing
+    plain_branch: bool = False  # hooks on the base layers, which have the path taken that is not fused
     long_side: bool = False  # FSDP2 cuts P and Q across their ranks
     poisoned: int | None = None  # the step in which one row of the last process is infinite
     head: bool = False  # a layer is trained in full
@@ -86,13 +86,13 @@ class Net(nn.Module):
 def made(run: Run) -> tuple[rw.Adaptation, nn.Module]:
     """The adaptation, and the module whose forward trains it."""
     method = METHODS[run.method]
-    if run.plain_branch:
-        method = replace(method, dropout=1e-12)
     if run.head:
         method = replace(method, targets=["body.0", "body.2"], also_train=["body.4"])
     net = Net(run.checkpointing)
     torch.manual_seed(3)
     adaptation = rw.load(net, run.resume_from) if run.resume_from else rw.adapt(net, method)
+    for adapter in adaptation.adapters.values() if run.plain_branch else ():
+        adapter.base.register_forward_hook(lambda *_: None)
     with torch.no_grad():  # an AdaLoRA or AFLoRA update that starts at 0 starts with ties
         for adapter in adaptation.adapters.values():
             for name, tensor in adapter.named_parameters(recurse=False):
