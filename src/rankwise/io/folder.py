@@ -57,13 +57,13 @@ def write(folder: Path, saved: Saved) -> None:
     description = {"format": FORMAT, "method": method_as_dict(saved.method), **description}
     with replaced_files(folder, FILES) as staging:
         (staging / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        _save_tensors(saved.tensors, staging / ADAPTER)
+        save_tensors(saved.tensors, staging / ADAPTER)
         if saved.state:
-            _save_tensors(saved.state, staging / STATE)
+            save_tensors(saved.state, staging / STATE)
         _read(staging)
 
 
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
         save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, path, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -86,14 +86,14 @@ def _read(folder: Path) -> Saved:
     description = read_description(path, folder)
     names = 16 * len(description["layers"]) + len(description["trained"])
     most = min(MOST_HEADER, 2**16 + 2**10 * names)
-    saved = Saved(tensors=_read_tensors(folder / ADAPTER, folder, most), state={}, **description)
+    saved = Saved(tensors=read_tensors(folder / ADAPTER, folder, most), state={}, **description)
     _check_names(folder / ADAPTER, saved)
     if os.path.lexists(folder / STATE):
-        saved.state.update(_read_tensors(folder / STATE, folder, most))
+        saved.state.update(read_tensors(folder / STATE, folder, most))
     return saved
 
 
-def _read_tensors(path: Path, folder: Path, most: int) -> dict[str, Tensor]:
+def read_tensors(path: Path, folder: Path, most: int) -> dict[str, Tensor]:
     check_ordinary(path, folder)
     try:
         with path.open("rb") as start:
