@@ -13,8 +13,9 @@ from rankwise import compiling, distributed, hook, surgery
 from rankwise.adapter import Controller, Installed, LowRank, Method
 from rankwise.allocation.history import History, Started
 from rankwise.base_layers import count
-from rankwise.errors import FolderError, StateError
+from rankwise.errors import StateError
 from rankwise.io import folder as files
+from rankwise.io.export import Exported, Layout, Wanted, export_lora
 
 
 def adapt(model: nn.Module, method: Method) -> "Adaptation":
@@ -105,14 +106,7 @@ class Adaptation:
 
         Raises FolderError, with nothing changed, unless it is of the same method, layers and ranks.
         """
-        path = Path(path)
-        saved = files.read(path)
-        if saved.method.name != self.method.name:
-            raise FolderError(f"{path} holds a {saved.method.name} adapter; this run uses {self.method.name}.")
-        files.check_layers(path, saved, self.adapters)
-        files.copy_layers(path, saved, self.adapters)
-        for adapter in self.adapters.values():
-            adapter.live.fill_(True)
+        files.start_layers(Path(path), self.method, self.adapters)
 
     def _take(self, path: Path, saved: files.Saved, *, resume: bool) -> None:
         files.check_layers(path, saved, self.adapters)
@@ -222,18 +216,25 @@ class Adaptation:
         state = {} if self.controller is None else self.controller.state_dict()
         self._count_steps()
         run = None if self._run is None else self._run | {"numbers": state.get("numbers", {})}
-        saved = files.Saved(
-            method=self.method,
-            base_model=files.describe_base(self.model),
-            layers=files.describe_layers(self.adapters),
-            trained=list(self.trained),
-            frozen=self.frozen(),
-            tensors=files.whole(files.collect(self.adapters, self.trained)),
-            run=run,
-            state=state.get("tensors", {}),
-        )
-        if distributed.is_first():
-            files.write(Path(path), saved)
+        run_state = {"frozen": self.frozen(), "run": run, "state": state.get("tensors", {})}
+        files.write(Path(path), files.Saved.of(self.model, self.method, self.adapters, self.trained, **run_state))
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        layout: Layout = "portable",
+        rank: int | None = None,
+        heads: bool = False,
+        base_model: str | None = None,
+    ) -> Exported:
+        """Write a plain LoRA folder: "portable" for every engine, with one `rank` (None: the next that vLLM takes), or
+        "compact" for PEFT. Dead ranks stay behind, trained heads too unless `heads`. `base_model`: its id on the hub.
+
+        Atomic. Raises StateError if nothing is low-rank here, ConfigError if `rank` is below the live ones.
+        """
+        wanted = Wanted(layout=layout, rank=rank, heads=heads, base_model=base_model)
+        return export_lora(Path(path), self.model, self.adapters, self.trained, wanted)
 
     def __repr__(self) -> str:
         total = count(self.model)

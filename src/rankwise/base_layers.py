@@ -60,6 +60,7 @@ class Kind:
     sizes: Callable[[Any], tuple[int, int]]  # (d_in, d_out)
     weight: Callable[[Any], Tensor]  # as (d_out, d_in): a view where the layer allows it, a copy of a packed one
     packed: bool = False  # quantised: an update cannot be rounded into it
+    transposed: bool = False  # it keeps the weight as (d_in, d_out)
     dtype: Callable[[Any], torch.dtype | None] = lambda m: m.weight.dtype  # it computes in; None if it takes any
 
 
@@ -119,6 +120,7 @@ KINDS = (
         lambda m: is_from("transformers", m, "Conv1D") and _is_plain(m),
         lambda m: tuple(m.weight.shape),
         lambda m: m.weight.T,
+        transposed=True,
     ),
     Kind(
         "Block",
@@ -199,6 +201,11 @@ def is_packed(module: nn.Module) -> bool:
     """Whether a module is a linear layer with a quantised weight."""
     kind = kind_of(holder(module))
     return kind is not None and kind.packed
+
+
+def is_transposed(base: nn.Module) -> bool:
+    """Whether the layer keeps its weight as (d_in, d_out): "fan_in_fan_out" in other libraries' files."""
+    return _kind(holder(base)).transposed
 
 
 def count(model: nn.Module) -> int:

@@ -141,7 +141,7 @@ def compact(adapters: Mapping[str, LowRank], optimizer: Optimizer | None) -> Com
         ranks = adapter.live.nonzero().flatten()
         if ranks.numel() == adapter.rank:
             continue
-        regrown += _regrown(adapter)
+        regrown += regrown_in(adapter)
         result.kept[name] = ranks
         for tensor, dim in adapter.rank_dims.items():
             old = adapter._parameters[tensor]
@@ -171,7 +171,7 @@ def _sliced_state(state: dict[str, object], old: Tensor, dim: int, ranks: Tensor
     }
 
 
-def _regrown(adapter: LowRank) -> int:
+def regrown_in(adapter: LowRank) -> int:
     """How many ranks are dead by the mask and yet contribute, because nothing held them at 0 since."""
     gate = adapter.factors().gate
     return 0 if gate is None else int((gate[~adapter.live] != 0).sum())

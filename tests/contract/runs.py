@@ -1,8 +1,10 @@
 """Short runs on tiny models, as a user would write them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -57,3 +59,15 @@ def gradients(model: PreTrainedModel, batch: Batch) -> dict[str, Tensor]:
     model.zero_grad()
     model(**batch).loss.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def peft_reads(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The base with a LoRA folder, as stock PEFT loads it."""
+    return PeftModel.from_pretrained(base, folder)
+
+
+def transformers_reads(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base with a LoRA folder, as transformers loads it by itself."""
+    missing = base.load_adapter(str(folder)).missing_keys
+    assert not missing, missing
+    return base

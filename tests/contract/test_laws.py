@@ -10,7 +10,17 @@ import rankwise as rw
 from contract.methods import BY_NAME, ROWS, Row
 from contract.models import ARCHITECTURES, ENCODER, Architecture
 from contract.models import BY_NAME as MODELS
-from contract.runs import STEPS, adamw, gradients, outputs, step, train, trained
+from contract.runs import (
+    STEPS,
+    adamw,
+    gradients,
+    outputs,
+    peft_reads,
+    step,
+    train,
+    trained,
+    transformers_reads,
+)
 from rankwise.adapter import FusedBlocks, LowRank, Method
 from rankwise.methods import METHODS
 
@@ -120,6 +130,20 @@ def test_a_compacted_adapter_is_reloaded_too(row: Row, tmp_path):
     loaded = rw.load(ENCODER.build(), tmp_path / "adapter")
     assert torch.equal(outputs(loaded.model, batch), outputs(adaptation.model, batch))
     assert {n: a.rank for n, a in loaded.adapters.items()} == {n: a.rank for n, a in adaptation.adapters.items()}
+
+
+@each_pair
+@pytest.mark.parametrize("layout", ["portable", "compact"])
+def test_exported_is_adapted(architecture: Architecture, row: Row, layout: str, tmp_path):
+    """In stock PEFT, and in transformers without PEFT's wrapper."""
+    adaptation, batch = trained(architecture, row.method), architecture.batch()
+    adapted = outputs(adaptation.model, batch)
+    adaptation.export(tmp_path / "lora", layout=layout)
+    for read in (peft_reads, transformers_reads):
+        base = architecture.build()
+        base.load_state_dict(adaptation.trained, strict=False)  # the head, which a LoRA folder leaves out
+        assert not torch.allclose(outputs(base, batch), adapted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(outputs(read(base, tmp_path / "lora"), batch), adapted, rtol=1e-5, atol=1e-5)
 
 
 # ------------------------------------------------------------------ what trains

@@ -13,6 +13,8 @@ COMMANDS = {
     "train": ("rankwise.cli.train", "train an adapter as a config file says, evaluate it and save it"),
     "evaluate": ("rankwise.cli.evaluate", "compute the metrics of a finished run anew"),
     "inspect": ("rankwise.cli.inspect", "show ranks and frozen projections of a run, or the layers of a model"),
+    "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder for other engines"),
+    "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),
     "demo": ("rankwise.cli.demo", "run a small real job on a model and data that install with pip"),
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rankwise.adapter import FusedBlocks, LowRank, Method
 from rankwise.base_layers import kind_of, sizes
-from rankwise.distributed import gather, grouped, local, part
+from rankwise.distributed import gather, grouped, is_first, local, part
 from rankwise.errors import FolderError, StateError
 from rankwise.io.atomic import replaced_files
 from rankwise.io.description import FORMAT, fault_of_numbers, method_as_dict, read_description
@@ -46,13 +46,30 @@ class Saved:
     run: dict[str, Any] | None  # {"total_steps", "steps_per_epoch", "steps", "numbers"}
     state: dict[str, Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        method: Method,
+        adapters: Mapping[str, LowRank],
+        trained: Mapping[str, nn.Parameter],
+        **run_state: Any,  # frozen, run, state
+    ) -> "Saved":
+        """What an adaptation holds. Every process of a group must call it."""
+        layers = {n: {"rank": a.rank, "shape": list(reversed(sizes(a.base)))} for n, a in adapters.items()}
+        tensors = whole(collect(adapters, trained))
+        return cls(method, _describe_base(model), layers, list(trained), tensors=tensors, **run_state)
+
     def ranks(self) -> dict[str, int]:
         """Live rank of each layer, as the last allocation left it."""
         return {name: int(self.tensors[f"{name}::live"].sum()) for name in self.layers}
 
 
 def write(folder: Path, saved: Saved) -> None:
-    """Write the folder, whole or not at all. Other files that it holds stay. What was written is read back first."""
+    """Write the folder, whole or not at all, in the first process of a group only. Other files that it holds stay. What
+    was written is read back first."""
+    if not is_first():
+        return
     description = {k: v for k, v in vars(saved).items() if k not in ("tensors", "state", "method")}
     description = {"format": FORMAT, "method": method_as_dict(saved.method), **description}
     with replaced_files(folder, FILES) as staging:
@@ -152,17 +169,12 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(tensors, gather([local(t) for t in given], given), strict=True))
 
 
-def describe_base(model: nn.Module) -> dict[str, Any]:
+def _describe_base(model: nn.Module) -> dict[str, Any]:
     """Name and kind of a transformers model, for the description file; None where it says nothing."""
     config = vars(model).get("config")
     if config is None:
         return {"name": None, "model_type": None}
     return {"name": config._name_or_path, "model_type": config.model_type}
-
-
-def describe_layers(adapters: Mapping[str, LowRank]) -> dict[str, dict[str, Any]]:
-    """Rank and shape of each layer, for the description file."""
-    return {n: {"rank": a.rank, "shape": list(reversed(sizes(a.base)))} for n, a in adapters.items()}
 
 
 def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
@@ -228,10 +240,16 @@ def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str,
     _check_finite(folder / STATE, saved.state)
 
 
-def copy_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank]) -> None:
-    """Copy the saved tensors of the layers alone, not of what trained beside them."""
+def start_layers(folder: Path, method: Method, adapters: Mapping[str, LowRank]) -> None:
+    """Copy the saved tensors of the layers alone, not of what trained beside them; all ranks live."""
+    saved = read(folder)
+    if saved.method.name != method.name:
+        raise FolderError(f"{folder} holds a {saved.method.name} adapter; this run uses {method.name}.")
+    check_layers(folder, saved, adapters)
     own = collect(adapters, {})
     _copy(folder, {name: saved.tensors[name] for name in saved.tensors.keys() & own.keys()}, own)
+    for adapter in adapters.values():
+        adapter.live.fill_(True)
 
 
 def copy_in(folder: Path, saved: Saved, adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]) -> None:

@@ -10,7 +10,7 @@ Nothing here knows of methods or models.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -89,7 +89,7 @@ def write(folder: Path, content: PeftFolder) -> None:
 
 def lora_config(
     rank: int,
-    target_modules: Sequence[str],
+    target_modules: list[str] | str,
     patterns: Mapping[str, int],
     **others: Any,
 ) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def lora_config(
         "use_rslora": False,
         "use_dora": False,
         "modules_to_save": None,
-        "target_modules": list(target_modules),
+        "target_modules": target_modules,
         "rank_pattern": dict(patterns),
         "alpha_pattern": dict(patterns),
         **others,

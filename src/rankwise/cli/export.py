@@ -1,0 +1,64 @@
+"""rankwise export RUN|ADAPTER OUT"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rankwise.adaptation import Adaptation, load
+from rankwise.cli import base_model
+from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.console import make_console
+from rankwise.cli.verify import judge
+from rankwise.errors import ConfigError
+from rankwise.io.export import Layout
+from rankwise.io.folder import read
+from rankwise.io.rank_pattern import write_rank_pattern
+from rankwise.train.quiet import quiet_libraries
+
+
+def run(arguments: list[str]) -> int:
+    parser = make_parser(
+        "export",
+        description="Write a run or an adapter as a plain LoRA folder, which PEFT, transformers, vLLM, SGLang and "
+        "llama.cpp read. The base model's config is read, its weights are not.",
+    )
+    parser.add_argument("adapter", type=str, help="a run folder or an adapter folder")
+    parser.add_argument("out", type=str, nargs="?", help="the folder to write")
+    parser.add_argument(
+        "--layout", type=Layout, default="portable", help="portable: for every engine; compact: for PEFT, smaller"
+    )
+    parser.add_argument("--rank", type=int | None, default=None, help="the one rank of a portable folder")
+    parser.add_argument(
+        "--heads", action="store_true", help="with the task head, which only PEFT and transformers read"
+    )
+    parser.add_argument("--model", type=str | None, default=None, help="the base model, where the adapter names none")
+    parser.add_argument("--base-model", type=str | None, default=None, help="its id on the hub, for the model card")
+    parser.add_argument(
+        "--rank-pattern", type=str | None, default=None, help="also write the ranks: .json for PEFT, .yaml for axolotl"
+    )
+    parser.add_argument("--verify", action="store_true", help="then read the folder back in each engine's way")
+    given = parse_arguments(parser, arguments)
+    if given.out is None and (given.verify or given.rank_pattern is None):
+        raise ConfigError("say where to write: rankwise export ADAPTER OUT; without OUT only --rank-pattern FILE.")
+    quiet_libraries()
+    folder = base_model.adapter_folder(given.adapter)
+    model = base_model.base_name(folder, given.model)
+    adaptation = _without_weights(folder, model)
+    if given.rank_pattern is not None:
+        write_rank_pattern(Path(given.rank_pattern), adaptation.model, adaptation.adapters)
+    if given.out is not None:
+        _export(adaptation, given)
+    return judge(Path(given.out), model, against=folder) if given.verify else 0
+
+
+def _without_weights(folder: Path, model: str) -> Adaptation:
+    needs = base_model.Needs.of_adapter(read(folder))
+    return load(base_model.weightless(model, needs), folder, resume=False)
+
+
+def _export(adaptation: Adaptation, given: Any) -> None:
+    settings = {name: given[name] for name in ("layout", "rank", "heads", "base_model")}
+    with warnings.catch_warnings():  # the notes say it too
+        warnings.simplefilter("ignore", UserWarning)
+        exported = adaptation.export(given.out, **settings)
+    make_console().print(str(exported), markup=False, highlight=False)

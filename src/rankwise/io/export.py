@@ -1,0 +1,200 @@
+"""Every low-rank method leaves as a plain LoRA: its live factors folded into two matrices whose scale is 1.
+
+    A = down                     (r, d_in)
+    B = out ⊙ up · diag(scale · gate)       (d_out, r)       Δ = B A
+
+portable   all layers have one rank R, zeros below their own, and no patterns: engines that read one scale for the whole
+           folder, or stack layers, read the same Δ as PEFT
+compact    true ranks in rank_pattern and alpha_pattern, layers without a rank left out: the smaller file, for PEFT
+
+The blocks of one fused layer leave as one LoRA of it: block-diagonal B, stacked A.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rankwise.adapter import LowRank
+from rankwise.base_layers import Block, holder, is_transposed, sizes
+from rankwise.distributed import is_first, refuse_split
+from rankwise.errors import ConfigError, StateError
+from rankwise.io import model_card, peft_format
+from rankwise.io.peft_format import Pair, PeftFolder, lora_config, tensor_name
+from rankwise.io.plain_names import modules_to_save, refuse_shared, targets
+from rankwise.io.rank_pattern import ordered
+from rankwise.surgery import regrown_in
+
+Layout = Literal["portable", "compact"]
+
+HEADS_REFUSED = (
+    "modules_to_save holds what trained in full: vLLM and llama.cpp refuse such a folder, SGLang passes over it."
+)
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote, and what its readers should know."""
+
+    folder: Path
+    layout: Layout
+    rank: int  # R of the portable layout, the largest of the compact one
+    ranks: dict[str, int]  # live ranks by path in the base model
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        live = sum(1 for rank in self.ranks.values() if rank)
+        size = sum(f.stat().st_size for f in self.folder.iterdir() if f.name in peft_format.FILES)
+        first = f"{self.folder}: {self.layout} LoRA of rank {self.rank}, {live} of {len(self.ranks)} layers live, "
+        return "\n".join([f"{first}{size / 2**20:.1f} MiB", *(f"- {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """How to export."""
+
+    layout: Layout = "portable"
+    """"portable" for every engine, "compact" for PEFT and transformers."""
+    rank: int | None = None
+    """R of the portable layout; None means the smallest that vLLM accepts."""
+    heads: bool = False
+    """Whether task heads that trained go with it, as PEFT's modules_to_save."""
+    base_model: str | None = None
+    """The base model's id on the hub, where the model was loaded from a folder."""
+
+    def __post_init__(self) -> None:
+        if self.layout not in get_args(Layout):
+            raise ConfigError(f"layout={self.layout!r} is none of {list(get_args(Layout))}.")
+        if self.rank is not None and self.layout == "compact":
+            raise ConfigError(f"rank={self.rank} is of the portable layout; a compact one has every layer's own rank.")
+        if self.base_model is not None and not model_card.HUB_ID.fullmatch(self.base_model):
+            raise ConfigError(f"base_model={self.base_model!r} is no id on the hub, such as 'owner/name'.")
+
+
+def export_lora(
+    folder: Path, model: nn.Module, adapters: Mapping[str, LowRank], trained: Iterable[str], wanted: Wanted
+) -> Exported:
+    """Write the adapters of `model` as a plain LoRA folder, whole or not at all; `trained` names what else trained.
+
+    Raises StateError if nothing is low-rank here, ConfigError for a rank below what is live.
+    """
+    if not adapters:
+        raise StateError(
+            "there is no low-rank adapter to export: the method has none, or they were merged or taken out. "
+            "merge() and save_pretrained() write the whole model."
+        )
+    refuse_split(model, "exporting")
+    pairs = folded(adapters)
+    refuse_shared(model, pairs)
+    rank = _rank(pairs, wanted)
+    heads = modules_to_save(model, trained, pairs) if wanted.heads else {}
+    laid_out = {n: padded(p, rank) for n, p in pairs.items()} if wanted.layout == "portable" else _alive(pairs)
+    ranks = {path: pair.rank for path, pair in pairs.items()}
+    origin = model_card.origin_of(model, wanted.base_model)
+    notes = [*_notes(adapters, rank, list(trained), wanted), *origin.notes]
+    config = lora_config(
+        rank,
+        targets(model, laid_out),
+        _patterns({path: pair.rank for path, pair in laid_out.items()}),
+        task_type=origin.task_type if heads or not origin.has_head else None,
+        base_model_name_or_path=origin.base_model,
+        lora_dropout=max(adapter.dropout for adapter in adapters.values()),
+        fan_in_fan_out=any(is_transposed(adapter.base) for adapter in adapters.values()),
+        modules_to_save=list(heads) or None,
+    )
+    tensors = {tensor_name(n, "A"): p.A for n, p in laid_out.items()}
+    tensors |= {tensor_name(n, "B"): p.B for n, p in laid_out.items()}
+    tensors |= {f"{peft_format.PREFIX}{n}.{own}": t for n, state in heads.items() for own, t in state.items()}
+    if heads:
+        warnings.warn(HEADS_REFUSED, stacklevel=3)  # of whoever called Adaptation.export
+    if is_first():
+        peft_format.write(folder, PeftFolder(config, tensors, model_card.text(origin, config, ranks)))
+    return Exported(folder, wanted.layout, rank, ranks, notes)
+
+
+@torch.no_grad()
+def folded(adapters: Mapping[str, LowRank]) -> dict[str, Pair]:
+    """Live ranks of each layer as two float32 matrices on the processor, by the layer's path in the base model."""
+    parts: dict[str, list[LowRank]] = {}
+    for name, adapter in adapters.items():
+        parts.setdefault(name.partition("[")[0] if isinstance(adapter.base, Block) else name, []).append(adapter)
+    pairs = {path: _joined(blocks) for path, blocks in parts.items()}
+    for path, pair in pairs.items():
+        if not all(torch.isfinite(factor).all() for factor in pair):
+            raise StateError(
+                f"the update of {path} is NaN or infinite: the run diverged. Export an earlier checkpoint."
+            )
+    return pairs
+
+
+def _joined(adapters: list[LowRank]) -> Pair:
+    pairs = [_folded(adapter) for adapter in adapters]
+    if not isinstance(adapters[0].base, Block):
+        return pairs[0]
+    d_out = sizes(holder(adapters[0].base))[1]
+    tall = []
+    for adapter, pair in zip(adapters, pairs, strict=True):
+        assert isinstance(adapter.base, Block)
+        tall.append(F.pad(pair.B, (0, 0, adapter.base.start, d_out - adapter.base.stop)))
+    return Pair(torch.cat([pair.A for pair in pairs]), torch.cat(tall, dim=1))
+
+
+def _folded(adapter: LowRank) -> Pair:
+    up, down, gate, out, scale = adapter.factors().to(torch.float32)
+    inner = up * scale if gate is None else up * (gate * scale)
+    B = inner if out is None else out[:, None] * inner
+    live = adapter.live
+    return Pair(down[live].cpu().contiguous(), B[:, live].cpu().contiguous())
+
+
+def padded(pair: Pair, rank: int) -> Pair:
+    """The same Δ with `rank` ranks, the new ones zero."""
+    new = rank - pair.rank
+    return Pair(F.pad(pair.A, (0, 0, 0, new)), F.pad(pair.B, (0, new)))
+
+
+def _alive(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    alive = {path: pair for path, pair in pairs.items() if pair.rank}
+    if not alive:
+        raise StateError(
+            "no layer has a rank left, and a LoRA of no layer is none. layout='portable' writes it as zeros."
+        )
+    return alive
+
+
+def _rank(pairs: Mapping[str, Pair], wanted: Wanted) -> int:
+    largest = max(pair.rank for pair in pairs.values())
+    if wanted.layout == "compact":
+        return largest
+    if wanted.rank is None:
+        return next((r for r in VLLM_RANKS if r >= largest), largest)
+    if type(wanted.rank) is not int or wanted.rank < max(1, largest):
+        widest = max(pairs, key=lambda path: pairs[path].rank)
+        raise ConfigError(f"rank={wanted.rank!r} is below the {largest} ranks that live in {widest}; give at least it.")
+    return wanted.rank
+
+
+def _patterns(ranks: Mapping[str, int]) -> dict[str, int]:
+    """Every layer's rank, unless all are one."""
+    return ordered(ranks) if len(set(ranks.values())) > 1 else {}
+
+
+def _notes(adapters: Mapping[str, LowRank], rank: int, trained: list[str], wanted: Wanted) -> list[str]:
+    notes = []
+    regrown = sum(regrown_in(adapter) for adapter in adapters.values())
+    if regrown:
+        notes.append(f"{regrown} ranks that the last allocation dropped had grown back and were left out.")
+    if wanted.layout == "portable" and rank not in VLLM_RANKS:
+        notes.append(f"vLLM has no --max-lora-rank {rank}; it takes {VLLM_RANKS}.")
+    if trained and wanted.heads:
+        notes.append(HEADS_REFUSED)
+    elif trained:
+        names = ", ".join(trained[:3]) + (", …" if len(trained) > 3 else "")
+        notes.append(f"{names} trained in full and stayed behind; heads=True exports them for PEFT and transformers.")
+    return notes
