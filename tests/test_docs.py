@@ -117,6 +117,7 @@ def test_the_readme_s_configuration_trains(elsewhere: Path) -> None:
     assert main(["train", "reviews.yaml"]) == 0
     assert main(["inspect", "runs/reviews"]) == 0
     assert main(["evaluate", "runs/reviews"]) == 0
+    assert main(["export", "runs/reviews", "lora", "--verify"]) == 0
 
 
 TABLES = [

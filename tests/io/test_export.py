@@ -168,7 +168,7 @@ def test_no_rank_at_all(tmp_path: Path) -> None:
 )
 def test_heads_leave_on_request(architecture: str, modules: list[str], tmp_path: Path) -> None:
     adaptation = trained(MODELS[architecture], METHODS["lora"].method)
-    with pytest.warns(UserWarning, match="vLLM and llama.cpp refuse"):
+    with pytest.warns(UserWarning, match=r"vLLM and llama\.cpp refuse"):
         adaptation.export(tmp_path / "lora", heads=True)
     config = config_of(tmp_path / "lora")
     assert config["modules_to_save"] == modules and config["task_type"] == "SEQ_CLS"

@@ -10,6 +10,7 @@ from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.cli.verify import judge
 from rankwise.errors import ConfigError
+from rankwise.io import gguf_adapter
 from rankwise.io.export import Layout
 from rankwise.io.folder import read
 from rankwise.io.rank_pattern import write_rank_pattern
@@ -36,9 +37,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--rank-pattern", type=str | None, default=None, help="also write the ranks: .json for PEFT, .yaml for axolotl"
     )
+    parser.add_argument("--gguf", type=str | None, default=None, help="also write an adapter of llama.cpp, for a Llama")
     parser.add_argument("--verify", action="store_true", help="then read the folder back in each engine's way")
     given = parse_arguments(parser, arguments)
-    if given.out is None and (given.verify or given.rank_pattern is None):
+    if given.out is None and (given.verify or given.gguf is not None or given.rank_pattern is None):
         raise ConfigError("say where to write: rankwise export ADAPTER OUT; without OUT only --rank-pattern FILE.")
     quiet_libraries()
     folder = base_model.adapter_folder(given.adapter)
@@ -48,6 +50,8 @@ def run(arguments: list[str]) -> int:
         write_rank_pattern(Path(given.rank_pattern), adaptation.model, adaptation.adapters)
     if given.out is not None:
         _export(adaptation, given)
+    if given.gguf is not None:
+        gguf_adapter.convert(Path(given.out), adaptation.model.config, Path(given.gguf))
     return judge(Path(given.out), model, against=folder) if given.verify else 0
 
 

@@ -134,12 +134,17 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 @contextmanager
 def replaced_file(path: Path) -> Iterator[IO[str]]:
     """A text file that takes the place of `path` when the block ends well. Raises FolderError with the path."""
+    with replaced_path(path) as staging, staging.open("w", encoding="utf-8") as file:
+        yield file
+
+
+@contextmanager
+def replaced_path(path: Path) -> Iterator[Path]:
+    """As `replaced_file`, for a block that opens, writes and closes the file by itself."""
     staging = beside(path, STAGING)
     try:
-        with staging.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield staging
+        _sync(staging)
         staging.replace(path)
         _sync(path.parent)
     except OSError as error:

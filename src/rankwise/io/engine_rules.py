@@ -77,7 +77,8 @@ def llama_cpp(folder: PeftFolder, layers: Paths) -> Reading:
     if refused:
         return Reading(refused)
     alpha = config["lora_alpha"]
-    return Reading([], {path: alpha / pair.rank for path, pair in folder.pairs().items() if pair.rank})
+    ranks = {path: pair.rank for path, pair in folder.pairs().items() if pair.rank}
+    return Reading([], {path: alpha / rank if alpha else 1.0 for path, rank in ranks.items()})
 
 
 RULES: dict[str, Callable[[PeftFolder, Paths], Reading]] = {

@@ -18,23 +18,21 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from rankwise.adapter import LowRank
 from rankwise.base_layers import Block, holder, is_transposed, sizes
 from rankwise.distributed import is_first, refuse_split
 from rankwise.errors import ConfigError, StateError
 from rankwise.io import model_card, peft_format
-from rankwise.io.peft_format import Pair, PeftFolder, lora_config, tensor_name
+from rankwise.io.peft_format import PREFIX, Pair, PeftFolder, lora_config, tensor_name
 from rankwise.io.plain_names import modules_to_save, refuse_shared, targets
 from rankwise.io.rank_pattern import ordered
 from rankwise.surgery import regrown_in
 
 Layout = Literal["portable", "compact"]
 
-HEADS_REFUSED = (
-    "modules_to_save holds what trained in full: vLLM and llama.cpp refuse such a folder, SGLang passes over it."
-)
+HEADS_REFUSED = "modules_to_save: vLLM and llama.cpp refuse a folder with trained heads, SGLang and TGI pass over them."
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
 
 
@@ -60,7 +58,7 @@ class Wanted:
     """How to export."""
 
     layout: Layout = "portable"
-    """"portable" for every engine, "compact" for PEFT and transformers."""
+    """One rank for every engine ("portable"), or each layer's own for PEFT and transformers ("compact")."""
     rank: int | None = None
     """R of the portable layout; None means the smallest that vLLM accepts."""
     heads: bool = False
@@ -108,13 +106,11 @@ def export_lora(
         fan_in_fan_out=any(is_transposed(adapter.base) for adapter in adapters.values()),
         modules_to_save=list(heads) or None,
     )
-    tensors = {tensor_name(n, "A"): p.A for n, p in laid_out.items()}
-    tensors |= {tensor_name(n, "B"): p.B for n, p in laid_out.items()}
-    tensors |= {f"{peft_format.PREFIX}{n}.{own}": t for n, state in heads.items() for own, t in state.items()}
     if heads:
         warnings.warn(HEADS_REFUSED, stacklevel=3)  # of whoever called Adaptation.export
     if is_first():
-        peft_format.write(folder, PeftFolder(config, tensors, model_card.text(origin, config, ranks)))
+        card = model_card.text(origin, config, ranks)
+        peft_format.write(folder, PeftFolder(config, _tensors(laid_out, heads), card))
     return Exported(folder, wanted.layout, rank, ranks, notes)
 
 
@@ -157,6 +153,13 @@ def padded(pair: Pair, rank: int) -> Pair:
     """The same Δ with `rank` ranks, the new ones zero."""
     new = rank - pair.rank
     return Pair(F.pad(pair.A, (0, 0, 0, new)), F.pad(pair.B, (0, new)))
+
+
+def _tensors(pairs: Mapping[str, Pair], heads: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """By the names that they have in the file."""
+    tensors = {tensor_name(path, "A"): pair.A for path, pair in pairs.items()}
+    tensors |= {tensor_name(path, "B"): pair.B for path, pair in pairs.items()}
+    return tensors | {f"{PREFIX}{path}.{own}": t for path, state in heads.items() for own, t in state.items()}
 
 
 def _alive(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
