@@ -20,10 +20,10 @@ from rankwise.io import verify as verification
 from rankwise.io.export import folded
 from rankwise.io.peft_format import PeftFolder
 from rankwise.io.sample import sample_inputs
-from rankwise.io.verify import ENGINES, Reference, Verdict, logits_of, verify
+from rankwise.io.verify import READERS, Reference, Verdict, logits_of, verify
 
 LLAMA = MODELS["llama-gqa"]
-ALL = set(ENGINES)
+ALL = set(READERS)
 
 
 def verdicts(folder: Path, architecture: Architecture = LLAMA, adaptation: Any = None) -> dict[str, Verdict]:
@@ -63,7 +63,7 @@ def test_a_portable_folder_is_read_by_all_as_meant(method: str, tmp_path: Path) 
     adaptation = trained(LLAMA, METHODS[method].method)
     adaptation.export(tmp_path / "lora")
     found = verdicts(tmp_path / "lora", adaptation=adaptation)
-    assert agreeing(found) == ALL and list(found) == list(ENGINES)
+    assert agreeing(found) == ALL and list(found) == list(READERS)
     assert all(v.difference < 1e-6 and v.error < 1e-6 for v in found.values())
 
 
@@ -153,6 +153,18 @@ def test_a_wrong_scale_is_found(tmp_path: Path) -> None:
     assert not agreeing(found) and all(v.error == pytest.approx(1.0, rel=1e-5) for v in found.values())
 
 
+def test_a_config_that_peft_does_not_read(tmp_path: Path) -> None:
+    adaptation = trained(LLAMA, METHODS["lora"].method)
+    adaptation.export(tmp_path / "lora")
+    config = json.loads((tmp_path / "lora" / peft_format.CONFIG).read_text())
+    (tmp_path / "lora" / peft_format.CONFIG).write_text(json.dumps(config | {"r": 0}))
+    found = verdicts(tmp_path / "lora", adaptation=adaptation)
+    assert refusing(found) == ALL - {"llama.cpp"}  # which does not read r
+    assert str(found["peft"].refused).startswith("ValueError: ") and "no rank" in str(found["vllm"].refused)
+    with pytest.raises(rw.FolderError, match="PEFT does not read"):
+        verdicts(tmp_path / "lora")
+
+
 def test_the_model_is_not_changed(tmp_path: Path) -> None:
     folder, model = of_peft(tmp_path / "lora"), LLAMA.build()
     state, names = {n: t.clone() for n, t in model.state_dict().items()}, [n for n, _ in model.named_modules()]
@@ -181,6 +193,9 @@ def test_unknown_engines_and_folders_are_refused(tmp_path: Path) -> None:
         verify(folder, model, sample_inputs(model), engines=["ollama"])
     with pytest.raises(rw.FolderError, match=r"it has no adapter_config\.json"):
         verify(tmp_path, model, sample_inputs(model))
+    changed(folder, lambda content: content.tensors.clear())
+    with pytest.raises(rw.FolderError, match="holds no lora_A and lora_B"):
+        verify(folder, model, sample_inputs(model))
 
 
 def test_a_model_that_says_nothing_of_its_inputs_is_refused() -> None:

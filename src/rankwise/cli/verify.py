@@ -18,7 +18,7 @@ from rankwise.io import peft_format
 from rankwise.io.export import folded
 from rankwise.io.folder import read
 from rankwise.io.sample import sample_inputs
-from rankwise.io.verify import ENGINES, Reference, Verdict, logits_of, verify
+from rankwise.io.verify import READERS, Reference, Verdict, logits_of, verify
 from rankwise.train.quiet import quiet_libraries
 
 
@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("folder", type=str, help="the LoRA folder")
     parser.add_argument("--model", type=str | None, default=None, help="the base model, where the folder names none")
     parser.add_argument("--against", type=str | None, default=None, help="the run or adapter that it was exported from")
-    parser.add_argument("--engines", type=list[str] | None, default=None, help=f"some of {', '.join(ENGINES)}")
+    parser.add_argument("--engines", type=list[str] | None, default=None, help=f"some of {', '.join(READERS)}")
     given = parse_arguments(parser, arguments)
     folder = Path(given.folder)
     model = given.model or peft_format.read(folder).config.get("base_model_name_or_path")
@@ -49,7 +49,7 @@ def judge(folder: Path, model: str, *, against: Path | None, engines: Sequence[s
         base, reference = base_model.load(model, base_model.Needs.of_peft(content)), None
     else:
         base, reference = _adapted(model, against, with_heads=not content.config.get("modules_to_save"))
-    verdicts = verify(folder, base, sample_inputs(base), reference, engines or ENGINES)
+    verdicts = verify(folder, base, sample_inputs(base), reference, engines)
     make_console().print(_table(folder, verdicts))
     wrong = [v for v in verdicts if not v.agrees and (engines or v.refused is None)]
     return 1 if wrong else 0

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from rankwise.io.peft_format import Pair, PeftFolder
+from rankwise.io.untrusted import brief
 
 MOST_RANK_OF_VLLM = 512  # the largest --max-lora-rank
 
@@ -44,6 +45,8 @@ def vllm(folder: PeftFolder, layers: Paths) -> Reading:
 def sglang(folder: PeftFolder, layers: Paths) -> Reading:
     config, pairs = folder.config, folder.pairs()
     refused = _missing(config, "r", "lora_alpha", "target_modules")
+    if refused:
+        return Reading(refused)
     if config.get("peft_type") != "LORA":
         refused.append(f"peft_type={config.get('peft_type')!r} is not LORA")
     for fused in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):  # their A are stacked into one
@@ -52,7 +55,7 @@ def sglang(folder: PeftFolder, layers: Paths) -> Reading:
         if not any(path.endswith(".q_proj") for path in found):
             refused.append(f"it expects a q_proj wherever k_proj or v_proj is adapted, and {parent} has none")
             break
-    return Reading(refused, {} if refused else _everywhere(folder, _global_scale(config, rank_stabilized=False)))
+    return Reading(refused, _everywhere(folder, _global_scale(config, rank_stabilized=False)))
 
 
 def tgi(folder: PeftFolder, layers: Paths) -> Reading:
@@ -81,7 +84,9 @@ def llama_cpp(folder: PeftFolder, layers: Paths) -> Reading:
     return Reading([], {path: alpha / rank if alpha else 1.0 for path, rank in ranks.items()})
 
 
-RULES: dict[str, Callable[[PeftFolder, Paths], Reading]] = {
+Rule = Callable[[PeftFolder, Paths], Reading]
+
+RULES: dict[str, Rule] = {
     "vllm": vllm,
     "sglang": sglang,
     "tgi": tgi,
@@ -90,8 +95,14 @@ RULES: dict[str, Callable[[PeftFolder, Paths], Reading]] = {
 
 
 def _missing(config: Mapping[str, object], *keys: str) -> list[str]:
+    """What is not there or of no use, as a reason."""
     absent = [key for key in keys if config.get(key) is None]
-    return [f"adapter_config.json lacks {', '.join(absent)}"] if absent else []
+    if absent:
+        return [f"adapter_config.json lacks {', '.join(absent)}"]
+    rank, alpha = config["r"] if "r" in keys else 1, config["lora_alpha"]
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        return [f"r={brief(rank)} and lora_alpha={brief(alpha)} are no rank and no number"]
+    return []
 
 
 def _unknown_tensors(folder: PeftFolder) -> list[str]:

@@ -8,20 +8,21 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rankwise.base_layers import kind_of
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io import peft_format
-from rankwise.io.engine_rules import RULES, Reading
+from rankwise.io.engine_rules import RULES, Rule
 from rankwise.io.peft_format import PREFIX, Pair, PeftFolder
 
-ENGINES = ("peft", "transformers", *RULES)
+SHARE = 1e-3  # of an update, and of its effect: what an engine may be off, and still read the folder as meant
 
 Inputs = Mapping[str, Tensor]
 
@@ -52,57 +53,61 @@ def verify(
     model: nn.Module,
     inputs: Inputs,
     reference: Reference | None = None,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] | None = None,
 ) -> list[Verdict]:
     """One verdict for each engine. `model` is the base with its head; it is put into evaluation mode, no more.
 
-    Without a reference the engines are compared with PEFT. Logits agree when they differ by less than a thousandth of
-    what the adapter changes, or 1e-5 of the largest. Raises ConfigError without PEFT, FolderError for a broken folder.
+    Without a reference the engines are compared with PEFT. One agrees when no update is off by more than a thousandth,
+    and no logit by more than a thousandth of what the adapter changes, or 1e-5 of the largest. Raises ConfigError
+    without PEFT, FolderError for a broken folder.
     """
-    unknown = [engine for engine in engines if engine not in ENGINES]
+    engines = list(READERS) if engines is None else engines
+    unknown = [engine for engine in engines if engine not in READERS]
     if unknown:
-        raise ConfigError(f"unknown engine {unknown[0]!r}; known are {list(ENGINES)}.")
+        raise ConfigError(f"unknown engine {unknown[0]!r}; known are {list(READERS)}.")
     if find_spec("peft") is None:
         raise ConfigError("verifying reads the folder through PEFT, which is not installed: pip install peft")
     content = peft_format.read(folder)
-    layers = [path for path, module in model.named_modules() if path and kind_of(module) is not None]
-    absent = sorted(content.pairs().keys() - set(layers))
+    if not content.pairs():
+        raise FolderError(f"{folder} holds no lora_A and lora_B of a linear layer. Is it a LoRA?")
+    absent = sorted(content.pairs().keys() - set(linear_layers(model)))
     if absent:
         raise FolderError(f"{folder} adapts {absent[0]}, and the model has no such linear layer. Is it another model?")
     base = logits_of(model.eval(), inputs)
-    expected = reference or _by_peft(folder, model, inputs)
-    limit = max(1e-3 * float((expected.logits - base).abs().max()), 1e-5 * float(expected.logits.abs().max()))
+    expected = reference or _by_peft(content, folder, model, inputs)
+    if isinstance(expected, str):
+        raise FolderError(f"PEFT does not read {folder} ({expected}). Give what to compare it with.")
+    change = float((expected.logits - base).abs().max())
+    limit = max(SHARE * change, 1e-5 * float(expected.logits.abs().max()))
     verdicts = []
     for engine in engines:
-        if engine in RULES:
-            reading = RULES[engine](content, layers)
-            if reading.refused:
-                verdicts.append(Verdict(engine, "; ".join(reading.refused)))
-                continue
-            got = _by_rule(content, reading, model, inputs)
-        else:
-            got = (_by_peft if engine == "peft" else _by_transformers)(folder, model, inputs)
-        verdicts.append(_judged(engine, got, expected, limit))
+        got = READERS[engine](content, folder, model, inputs)
+        verdicts.append(Verdict(engine, got) if isinstance(got, str) else _judged(engine, got, expected, limit))
     return verdicts
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Paths of the layers that a LoRA can adapt."""
+    return [path for path, module in model.named_modules() if path and kind_of(module) is not None]
 
 
 def _judged(engine: str, got: Reference, expected: Reference, limit: float) -> Verdict:
     difference = float((got.logits - expected.logits).abs().max())
     errors = {path: _error(got.pairs.get(path), expected.pairs.get(path)) for path in {**expected.pairs, **got.pairs}}
     worst = max(errors, key=errors.__getitem__)
-    return Verdict(engine, None, difference, worst, errors[worst], difference <= limit)
+    agrees = difference <= limit and errors[worst] <= SHARE
+    return Verdict(engine, None, difference, worst, errors[worst], agrees)
 
 
 def _error(got: Pair | None, expected: Pair | None) -> float:
     """‖Δ − Δ_expected‖ / ‖Δ_expected‖; a layer that one of them leaves out has Δ = 0 there."""
-    if expected is None:
-        return 0.0 if got is None or not _delta(got).any() else float("inf")
-    wanted = _delta(expected)
-    off = wanted if got is None else _delta(got) - wanted
-    return float(off.norm() / wanted.norm()) if wanted.any() else float(off.norm() and torch.inf)
+    size = 0.0 if expected is None else float(_delta(expected).norm())
+    off = _delta(got) - _delta(expected) if got and expected else _delta(got or expected)
+    return float(off.norm()) / size if size else float("inf") if off.any() else 0.0
 
 
-def _delta(pair: Pair) -> Tensor:
+def _delta(pair: Pair | None) -> Tensor:
+    assert pair is not None  # one of the two has the layer
     return pair.B.float() @ pair.A.float()
 
 
@@ -112,17 +117,29 @@ def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
     return first.float()
 
 
-def _by_peft(folder: Path, model: nn.Module, inputs: Inputs) -> Reference:
+def _by_peft(content: PeftFolder, folder: Path, model: nn.Module, inputs: Inputs) -> Reference | str:
     from peft import PeftModel  # an optional package, which takes seconds to import
 
-    adapted = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+    try:
+        adapted = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
+    except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
+        return _reason(error)
     return Reference(logits_of(adapted, inputs), _pairs_of(adapted))
 
 
-def _by_transformers(folder: Path, model: Any, inputs: Inputs) -> Reference:
+def _by_transformers(content: PeftFolder, folder: Path, model: nn.Module, inputs: Inputs) -> Reference | str:
+    if not isinstance(model, PreTrainedModel):
+        return f"a {type(model).__name__} is no model of transformers"
     adapted = copy.deepcopy(model)
-    adapted.load_adapter(str(folder))
+    try:
+        adapted.load_adapter(str(folder))
+    except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
+        return _reason(error)
     return Reference(logits_of(adapted.eval(), inputs), _pairs_of(adapted))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def _pairs_of(model: nn.Module) -> dict[str, Pair]:
@@ -137,12 +154,22 @@ def _pairs_of(model: nn.Module) -> dict[str, Pair]:
     return pairs
 
 
-def _by_rule(content: PeftFolder, reading: Reading, model: nn.Module, inputs: Inputs) -> Reference:
-    pairs = {
-        path: Pair(p.A, p.B * reading.scales[path]) for path, p in content.pairs().items() if path in reading.scales
-    }
+def _by_rule(rule: Rule, content: PeftFolder, folder: Path, model: nn.Module, inputs: Inputs) -> Reference | str:
+    reading = rule(content, linear_layers(model))
+    if reading.refused:
+        return "; ".join(reading.refused)
+    found = content.pairs()
+    pairs = {path: Pair(found[path].A, found[path].B * scale) for path, scale in reading.scales.items()}
     with _adapted(model, pairs):
         return Reference(logits_of(model, inputs), pairs)
+
+
+READERS: dict[str, Callable[[PeftFolder, Path, nn.Module, Inputs], Reference | str]] = {
+    "peft": _by_peft,
+    "transformers": _by_transformers,
+    **{engine: partial(_by_rule, rule) for engine, rule in RULES.items()},
+}
+"""Engine -> what it makes of a folder: the adapted model's logits and updates, or why it refuses."""
 
 
 @contextmanager
