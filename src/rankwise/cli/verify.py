@@ -1,6 +1,7 @@
 """rankwise verify FOLDER --model M [--against RUN]"""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def judge(folder: Path, model: str, *, against: Path | None, engines: Sequence[s
         base, reference = base_model.load(model, base_model.Needs.of_peft(content)), None
     else:
         base, reference = _adapted(model, against, with_heads=not content.config.get("modules_to_save"))
-    verdicts = verify(folder, base, sample_inputs(base), reference, engines)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by old names
+        verdicts = verify(folder, base, sample_inputs(base), reference, engines)
     make_console().print(_table(folder, verdicts))
     wrong = [v for v in verdicts if not v.agrees and (engines or v.refused is None)]
     return 1 if wrong else 0
