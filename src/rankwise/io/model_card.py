@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.models.auto import modeling_auto as auto
 
 from rankwise.io.peft_format import card
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
-# (names of the classes with such a head, PEFT's task type, the hub's name of the task, whether the head is new)
+# (transformers' table of classes with a head, PEFT's task type, the hub's name of the task, whether the head is new)
 _TASKS = (
-    (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "CAUSAL_LM", "text-generation", False),
-    (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "SEQ_2_SEQ_LM", "text2text-generation", False),
-    (auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, "SEQ_CLS", "text-classification", True),
-    (auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, "TOKEN_CLS", "token-classification", True),
-    (auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES, "QUESTION_ANS", "question-answering", True),
-    (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, None, "image-classification", True),
-    (auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES, None, "automatic-speech-recognition", False),
+    ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "CAUSAL_LM", "text-generation", False),
+    ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES", "SEQ_2_SEQ_LM", "text2text-generation", False),
+    ("MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES", "SEQ_CLS", "text-classification", True),
+    ("MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES", "TOKEN_CLS", "token-classification", True),
+    ("MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES", "QUESTION_ANS", "question-answering", True),
+    ("MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES", None, "image-classification", True),
+    ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES", None, "automatic-speech-recognition", False),
 )
 
 
@@ -46,9 +45,12 @@ def origin_of(model: nn.Module, base_model: str | None) -> Origin:
         came = "its name is not known" if name is None else f"{name!r} is a folder of this machine"
         notes = (f"no base model is named, for {came}: give base_model='owner/name' before you publish it.",)
         name = None
+    from transformers.models.auto import modeling_auto  # seconds to import, and `import rankwise` needs none of it
+
     cls = type(model).__name__
-    for names, task_type, tag, has_head in _TASKS:
-        if any(cls in ((known,) if isinstance(known, str) else known) for known in names.values()):
+    for table, task_type, tag, has_head in _TASKS:
+        names = vars(modeling_auto)[table].values()
+        if any(cls in ((known,) if isinstance(known, str) else known) for known in names):
             return Origin(name, cls, task_type, tag, has_head, notes)
     return Origin(name, cls, None, None, False, notes)
 
