@@ -18,7 +18,7 @@ STEPS = 24
 SHORT: dict[str, Any] = {"warmup": 2, "cooldown": 6, "every": 2}
 ADALORA = rw.AdaLoRA(rank=4, target_rank=2, **SHORT)
 AFLORA = rw.AFLoRA(rank=3, scope="all", **SHORT)
-METHODS = [rw.LoRA(rank=3), ADALORA, AFLORA]
+METHODS = [rw.LoRA(rank=3), ADALORA, AFLORA, rw.VeRA(rank=40)]
 by_name = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
 
 

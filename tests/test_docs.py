@@ -124,6 +124,7 @@ TABLES = [
     ("docs/methods/lora.md", "setting", rw.LoRA),
     ("docs/methods/adalora.md", "setting", rw.AdaLoRA),
     ("docs/methods/aflora.md", "setting", rw.AFLoRA),
+    ("docs/methods/vera.md", "setting", rw.VeRA),
     ("docs/train.md", "field of `data`", DataConfig),
     ("docs/train.md", "field of `generation`", GenerationConfig),
     ("docs/train.md", "field of `training`", TrainingConfig),

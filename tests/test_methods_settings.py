@@ -62,6 +62,11 @@ BAD = [
     (rw.AFLoRA, {"init_gate": 0}, "init_gate=0"),
     (rw.AFLoRA, {"beta2": 1}, "beta2=1"),
     (rw.AFLoRA, {"every": "-1 epoch"}, "every='-1 epoch' is no span"),
+    (rw.VeRA, {"rank": 2**14 + 1}, "16384 ranks are the most"),
+    (rw.VeRA, {"rank_pattern": {"query": 2**20}}, "16384 ranks are the most"),
+    (rw.VeRA, {"seed": -1}, "seed=-1"),
+    (rw.VeRA, {"seed": "7"}, "seed='7'"),
+    (rw.VeRA, {"init_gate": 0}, "init_gate=0"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Adaptive low-rank fine-tuning: LoRA, AdaLoRA and AFLoRA on one engine."""
+"""Adaptive low-rank fine-tuning: LoRA, AdaLoRA, AFLoRA and relatives on one engine."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from rankwise.errors import (
     StateError,
     TargetError,
 )
-from rankwise.methods import METHODS, AdaLoRA, AFLoRA, LoRA
+from rankwise.methods import METHODS, AdaLoRA, AFLoRA, LoRA, VeRA
 from rankwise.surgery import across_ranks
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ __all__ = [
     "ScheduleError",
     "StateError",
     "TargetError",
+    "VeRA",
     "across_ranks",
     "adapt",
     "epochs",

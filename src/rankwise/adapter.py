@@ -123,8 +123,12 @@ class LowRank(nn.Module, ABC):
         return self.factors().delta()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The layer's own parameters and buffers by short name, without the base's."""
-        return dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
+        """The layer's own parameters and buffers by short name, without the base's, and what it saves for others."""
+        return dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False)) | self.shared()
+
+    def shared(self) -> dict[str, Tensor]:
+        """Tensors of several layers that are saved with this one. Most methods have none."""
+        return {}
 
     def _can_fuse(self) -> bool:
         """Only an exact nn.Linear, frozen, plain and without hooks: anything else must see its own forward called."""

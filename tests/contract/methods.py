@@ -20,6 +20,7 @@ class Row:
     mergeable: bool = True
     compactable: bool = False  # ranks die while it trains
     freezes: bool = False  # tensors stop training while it trains
+    bounded_rank: bool = True  # a rank above the smaller size of a layer is refused
 
 
 _LORA, _SVD = frozenset({"A", "B"}), frozenset({"P", "lam", "Q"})
@@ -39,6 +40,8 @@ ROWS = [
     Row("aflora", rw.AFLoRA(rank=4, **SHORT), _VECTORS | _LORA, _VECTORS, freezes=True),
     Row("aflora-all", rw.AFLoRA(rank=4, scope="all", **SHORT), _VECTORS | _LORA, freezes=True),
     Row("aflora-none", rw.AFLoRA(rank=4, scope="none", **SHORT), _VECTORS),
+    Row("vera", rw.VeRA(rank=40), frozenset({"d", "b"}), bounded_rank=False),
+    Row("vera-saved", rw.VeRA(rank=6, seed=3, save_projections=True), frozenset({"d", "b"}), bounded_rank=False),
 ]
 
 BY_NAME = {row.name: row for row in ROWS}

@@ -207,12 +207,15 @@ FAILING = {
 
 
 @each_method
-@pytest.mark.parametrize("breakage", FAILING.values(), ids=FAILING.keys())
-def test_adapt_is_all_or_nothing(row: Row, breakage):
+@pytest.mark.parametrize("breakage", FAILING)
+def test_adapt_is_all_or_nothing(row: Row, breakage: str):
+    if breakage in ("rank", "rank_pattern") and not row.bounded_rank:
+        rw.adapt(ENCODER.build(), FAILING[breakage](row.method))
+        return
     model = ENCODER.build()
     before = snapshot(model)
     with pytest.raises(rw.TargetError):
-        rw.adapt(model, breakage(row.method))
+        rw.adapt(model, FAILING[breakage](row.method))
     assert_unchanged(model, before)
 
 

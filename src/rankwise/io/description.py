@@ -117,8 +117,8 @@ def _fault_of_layers(data: object) -> str | None:
         rank, shape = layer["rank"], layer["shape"]
         if not fits(shape, list[int]) or len(shape) != 2 or not all(0 < d < 2**31 for d in shape):
             return f"give {brief(name)} the shape {brief(shape)}, not [d_out, d_in]"
-        if not fits(rank, int) or not 0 <= rank <= min(shape):
-            return f"give {brief(name)} the rank {brief(rank)}; {shape[0]} × {shape[1]} has one from 0 to {min(shape)}"
+        if not fits(rank, int) or not 0 <= rank <= MOST_RANKS:
+            return f"give {brief(name)} the rank {brief(rank)}"
         ranks += rank
     return f"have {ranks:,} ranks together, and {MOST_RANKS:,} is the most" if ranks > MOST_RANKS else None
 

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Literal, TypeVar, get_args, get_origin
+from typing import ClassVar, Literal, TypeVar, get_args, get_origin
 
 from torch import nn
 
@@ -19,6 +19,8 @@ T = TypeVar("T")
 @dataclass(frozen=True, kw_only=True)
 class LowRankMethod(Method):
     """Settings common to the low-rank methods."""
+
+    bounded_rank: ClassVar[bool] = True  # whether a rank above the layer's own smaller size is refused as a waste
 
     rank: int = 8
     """Number of ranks of each update at the start."""
@@ -60,6 +62,9 @@ class LowRankMethod(Method):
     def build(self, base: nn.Module, site: Site) -> LowRank:
         """The adapter for one base layer, with its initial rank."""
 
+    def connect(self, adapters: Mapping[str, LowRank]) -> None:
+        """Give the layers what they hold in common: all are built, and none is in the model yet. Most have nothing."""
+
     def initial_rank(self, name: str) -> int:
         """r_0 of the layer `name`: the scale α/r_0 keeps it for ever, however many ranks are left."""
         return matching(self.rank_pattern, name, self.rank)
@@ -81,6 +86,7 @@ class LowRankMethod(Method):
     def _install(self, model: nn.Module, sites: list[Site], trained: list[str]) -> Installed:
         self._check_ranks(sites)
         adapters = {site.name: self._build(site) for site in sites}
+        self.connect(adapters)
         return _swap_in(model, sites, adapters, trained)
 
     def _build(self, site: Site) -> LowRank:
@@ -92,7 +98,7 @@ class LowRankMethod(Method):
             for key in vars(self).get(setting, {}):  # not every method has an alpha for each layer
                 if not any(ends_in(s.name, key) for s in sites):
                     raise TargetError(f"{setting} names {key!r}, which is none of the {len(sites)} adapted layers.")
-        for site in sites:
+        for site in sites if self.bounded_rank else ():
             d_in, d_out = sizes(site.module)
             d_out = d_out if site.rows is None else site.rows[1] - site.rows[0]
             if self.initial_rank(site.name) > min(d_in, d_out):
