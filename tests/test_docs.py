@@ -103,8 +103,8 @@ def test_history_lines_have_the_fields_of_their_events() -> None:
     [(_, text)] = [block for block in blocks(ROOT / "docs" / "files.md", "json") if '"event"' in block[1]]
     shown = {line["event"]: set(line) for line in map(json.loads, text.splitlines())}
     written = {cls.kind: {f.name for f in fields(cls)} - {"kind"} | {"event"} for cls in get_args(Event)}
-    written["allocated"] |= {"ranks", "live"}  # counted from the masks, whose names become their keys
-    written["allocated"] -= {"names"}
+    for kind in ("allocated", "closed"):  # ranks are counted from the masks, whose names become their keys
+        written[kind] = written[kind] - {"names"} | {"ranks", "live"}
     assert shown == written
 
 
@@ -125,6 +125,10 @@ TABLES = [
     ("docs/methods/adalora.md", "setting", rw.AdaLoRA),
     ("docs/methods/aflora.md", "setting", rw.AFLoRA),
     ("docs/methods/vera.md", "setting", rw.VeRA),
+    ("docs/methods/svd-lora.md", "setting", rw.SVDLoRA),
+    ("docs/methods/pruned-lora.md", "setting", rw.PrunedLoRA),
+    ("docs/methods/sora.md", "setting", rw.SoRA),
+    ("docs/methods/freezing-adalora.md", "setting", rw.FreezingAdaLoRA),
     ("docs/train.md", "field of `data`", DataConfig),
     ("docs/train.md", "field of `generation`", GenerationConfig),
     ("docs/train.md", "field of `training`", TrainingConfig),

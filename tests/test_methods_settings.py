@@ -62,6 +62,18 @@ BAD = [
     (rw.AFLoRA, {"init_gate": 0}, "init_gate=0"),
     (rw.AFLoRA, {"beta2": 1}, "beta2=1"),
     (rw.AFLoRA, {"every": "-1 epoch"}, "every='-1 epoch' is no span"),
+    (rw.AdaLoRA, {"budget": "0.3"}, "budget='0.3' has no room"),
+    (rw.AdaLoRA, {"budget": "1e6"}, "budget='1e6' is no size"),
+    (rw.AdaLoRA, {"budget": "3MiB", "ties": "drop"}, 'ties="drop"'),
+    (rw.AdaLoRA, {"budget": "3Mi"}, "budget='3Mi' is no size"),
+    (rw.AdaLoRA, {"budget": 2.5}, "budget=2.5"),
+    (rw.SVDLoRA, {"orthogonality": -0.1}, "orthogonality=-0.1"),
+    (rw.SVDLoRA, {"alpha": 0}, "alpha=0"),
+    (rw.PrunedLoRA, {"score": "magnitude"}, "score='magnitude' is none of"),
+    (rw.PrunedLoRA, {"rank": 6}, "target_rank=8 must be between 1 and rank=6"),
+    (rw.LoRA, {"penalty": "cosine", "rank": 1}, "a layer of rank 1 has no pair"),
+    (rw.LoRA, {"penalty": "cosine", "rank_pattern": {"query": 1}}, "a layer of rank 1 has no pair"),
+    (rw.LoRA, {"penalty": "cosine", "orthogonality": 0}, "orthogonality=0 must be positive"),
     (rw.VeRA, {"rank": 2**14 + 1}, "16384 ranks are the most"),
     (rw.VeRA, {"rank_pattern": {"query": 2**20}}, "16384 ranks are the most"),
     (rw.VeRA, {"seed": -1}, "seed=-1"),
@@ -197,7 +209,7 @@ def test_an_impossible_schedule_is_refused_with_its_numbers(method, run, numbers
 
 
 def test_a_budget_that_cannot_be_is_refused():
-    with pytest.raises(rw.ConfigError, match="budget=500 triplets must be between 1 and the 156"):
+    with pytest.raises(rw.ConfigError, match="budget=500 must be between 1 and the 156 ranks"):
         attach(rw.AdaLoRA(budget=500), total_steps=100)
 
 

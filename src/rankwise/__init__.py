@@ -14,7 +14,19 @@ from rankwise.errors import (
     StateError,
     TargetError,
 )
-from rankwise.methods import METHODS, AdaLoRA, AFLoRA, LoRA, VeRA
+from rankwise.methods import (
+    METHODS,
+    PRESETS,
+    AdaLoRA,
+    AFLoRA,
+    FreezingAdaLoRA,
+    LoRA,
+    PrunedLoRA,
+    SoRA,
+    SVDLoRA,
+    VeRA,
+    preset,
+)
 from rankwise.surgery import across_ranks
 
 if TYPE_CHECKING:
@@ -24,6 +36,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "METHODS",
+    "PRESETS",
     "AFLoRA",
     "AdaLoRA",
     "Adaptation",
@@ -31,10 +44,14 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FolderError",
+    "FreezingAdaLoRA",
     "LoRA",
     "NonFiniteError",
+    "PrunedLoRA",
     "RankwiseError",
+    "SVDLoRA",
     "ScheduleError",
+    "SoRA",
     "StateError",
     "TargetError",
     "VeRA",
@@ -42,6 +59,7 @@ __all__ = [
     "adapt",
     "epochs",
     "load",
+    "preset",
 ]
 
 

@@ -257,7 +257,7 @@ class Adaptation:
         return [p for adapter in self.adapters.values() for p in adapter.parameters(recurse=False)]
 
     def _decides(self) -> bool:
-        return type(self.method).decides_while_training
+        return self.method.decides_while_training
 
     def _check_detached(self) -> None:
         if self.attachment is not None:

@@ -210,6 +210,10 @@ class Controller(ABC):
         """Those of `parameters()` that have stopped training; some may still be given gradients, to be dropped."""
         return []
 
+    def restarted(self) -> Sequence[tuple[nn.Parameter, Tensor]]:
+        """Parameters of which the step just set elements to 0, each with a mask of those that keep their moments."""
+        return []
+
     @property
     def rebuilds(self) -> int:
         """At how many steps, at most, what is still to be decided changes what a compiled model was compiled for."""
@@ -245,7 +249,11 @@ class Method(ABC):
     """The settings of one method. Immutable, validated when made."""
 
     name: ClassVar[str]
-    decides_while_training: ClassVar[bool] = False  # has a controller, so training it without one is an error
+
+    @property
+    def decides_while_training(self) -> bool:
+        """Whether it has a controller, so that training it without one is an error."""
+        return False
 
     @property
     def compacts(self) -> bool:

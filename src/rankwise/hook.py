@@ -89,6 +89,7 @@ class Attachment:
             self.history.add(event)
         if any(isinstance(event, Froze) for event in events):
             self._release_moments()
+        self._clear_moments()
         if self._settle is not None and self.controller.settled:
             self._settle()
             self._settle = None
@@ -125,6 +126,21 @@ class Attachment:
     def _release_moments(self) -> None:
         for parameter in self._stopped():
             self.optimizer.state.pop(parameter, None)
+
+    @torch.no_grad()
+    def _clear_moments(self) -> None:
+        """What was set to 0 starts anew: a momentum left over would move it off 0 again."""
+        assert self.controller is not None
+        for parameter, mask in self.controller.restarted():
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    continue
+                if not value.is_floating_point():
+                    raise StateError(
+                        f"{type(self.optimizer).__name__} keeps {name} in {value.dtype}, which cannot be reset in "
+                        "part. Take an optimizer with moments in floating point, or leave reset_moments_on_prune out."
+                    )
+                local(value).mul_(mask)
 
 
 MOST_BAD_STEPS = 20

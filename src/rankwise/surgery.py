@@ -173,8 +173,11 @@ def _sliced_state(state: dict[str, object], old: Tensor, dim: int, ranks: Tensor
 
 def regrown_in(adapter: LowRank) -> int:
     """How many ranks are dead by the mask and yet contribute, because nothing held them at 0 since."""
-    gate = adapter.factors().gate
-    return 0 if gate is None else int((gate[~adapter.live] != 0).sum())
+    up, down, gate, _, _ = adapter.factors()
+    contributes = up.any(dim=0) & down.any(dim=1)
+    if gate is not None:
+        contributes &= gate != 0
+    return int((contributes & ~adapter.live).sum())
 
 
 def owners(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, tuple[nn.Module, str]]:

@@ -1,11 +1,15 @@
 """Who stays, against sorting by hand."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankwise.allocation.selection import below_quantile, keep_above, keep_top, lowest
+from rankwise.allocation.amount import parameters_of
+from rankwise.allocation.selection import below_quantile, keep_above, keep_affordable, keep_top, lowest
+from rankwise.errors import ConfigError
 from reference.adalora import AdaLoRATwin
+from reference.pruned_lora import greedy
 
 few_values = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 1e-30]), min_size=1, max_size=30)  # ties abound
 any_values = st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=30)
@@ -65,3 +69,29 @@ def test_below_quantile_is_literal(matrices: list[list[float]], share: float):
     means = [float(m.mean()) for m in products]
     expected = [i for i, mean in enumerate(means) if rank and mean < pooled[rank - 1]]
     assert below_quantile(products, share) == expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_affordable_is_greedy_by_score_per_cost(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    costs = [3, 5, 8, 3][: 1 + seed % 4]
+    scores = [torch.randint(0, 6, (4,), generator=generator).float() for _ in costs]  # with ties
+    each = torch.cat([torch.full((4,), c) for c in costs])
+    for budget in range(int(each.sum()) + 2):
+        kept = keep_affordable(torch.cat(scores), each, budget, prices=len(set(costs)))
+        assert torch.equal(kept, torch.cat(greedy(scores, costs, budget))), budget
+        assert (each * kept).sum() <= budget
+
+
+@pytest.mark.parametrize(
+    ("words", "parameters"),
+    [("0.3M", 300_000), ("300k", 300_000), ("1.2MB", 300_000), (" 7 ", 7), ("1KiB", 256), ("2.5GiB", 671_088_640)],
+)
+def test_sizes(words: str, parameters: int):
+    assert parameters_of(words) == parameters
+
+
+@pytest.mark.parametrize("words", ["", "0", "0.1", "3B", "-3k", "1e3", "3 kk", "3Mi", "many", "9" * 99])
+def test_sizes_that_are_none(words: str):
+    with pytest.raises(ConfigError, match="Write a number of ranks"):
+        parameters_of(words)

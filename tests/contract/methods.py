@@ -20,16 +20,21 @@ class Row:
     mergeable: bool = True
     compactable: bool = False  # ranks die while it trains
     freezes: bool = False  # tensors stop training while it trains
+    closes_gates: bool = False  # ranks may die until the last step
     bounded_rank: bool = True  # a rank above the smaller size of a layer is refused
 
 
 _LORA, _SVD = frozenset({"A", "B"}), frozenset({"P", "lam", "Q"})
 _VECTORS = frozenset({"s_d", "s_b"})
+_GATED = frozenset({"A", "g", "B"})
 _BUDGET = {"rank": 4, "target_rank": 2, **SHORT}
 
 ROWS = [
     Row("lora", rw.LoRA(rank=4, alpha=8), _LORA),
     Row("lora-normal-rs", rw.LoRA(rank=4, alpha=8, init="normal", rank_stabilized=True), _LORA),
+    Row("lora-cosine", rw.LoRA(rank=4, penalty="cosine"), _LORA),
+    Row("lora-orthogonal", rw.LoRA(rank=4, penalty="mean_norm"), _LORA),
+    Row("svd-lora", rw.SVDLoRA(rank=4, alpha=8), _SVD),
     Row("adalora", rw.AdaLoRA(**_BUDGET, alpha=8), _SVD, compactable=True),
     Row(
         "adalora-paper",
@@ -37,9 +42,27 @@ ROWS = [
         _SVD,
         compactable=True,
     ),
+    Row("adalora-parameters", rw.AdaLoRA(rank=4, budget="1.5k", **SHORT), _SVD, compactable=True),
+    Row("pruned-lora", rw.PrunedLoRA(**_BUDGET), _LORA, compactable=True),
+    Row(
+        "pruned-lora-reset",
+        rw.PrunedLoRA(**_BUDGET, alpha=8, reset_moments_on_prune=True, score="sensitivity", mask="hold"),
+        _LORA,
+        compactable=True,
+    ),
     Row("aflora", rw.AFLoRA(rank=4, **SHORT), _VECTORS | _LORA, _VECTORS, freezes=True),
     Row("aflora-all", rw.AFLoRA(rank=4, scope="all", **SHORT), _VECTORS | _LORA, freezes=True),
     Row("aflora-none", rw.AFLoRA(rank=4, scope="none", **SHORT), _VECTORS),
+    Row(
+        "freezing-adalora",
+        rw.FreezingAdaLoRA(**_BUDGET, freeze_cooldown=2, freeze_every=1),
+        _SVD,
+        compactable=True,
+        freezes=True,
+    ),
+    Row("aflora-never", rw.AFLoRA(rank=4, scope="all", freeze_rule="never"), _VECTORS | _LORA),
+    Row("sora", rw.SoRA(rank=4, threshold=0.02), _GATED, compactable=True, closes_gates=True),
+    Row("sora-staged", rw.SoRA(rank=4, threshold=0.1, stages=3), _GATED, compactable=True, closes_gates=True),
     Row("vera", rw.VeRA(rank=40), frozenset({"d", "b"}), bounded_rank=False),
     Row("vera-saved", rw.VeRA(rank=6, seed=3, save_projections=True), frozenset({"d", "b"}), bounded_rank=False),
 ]

@@ -1,5 +1,6 @@
 """Laws that hold for every method, on one encoder; and, where the architecture could matter, on every architecture."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -293,6 +294,34 @@ def test_same_seed_same_run(row: Row):
     assert states[0][1] == states[1][1]
 
 
+@each_method
+@pytest.mark.parametrize("at", [5, 9])
+def test_a_resumed_run_is_the_uninterrupted_one(row: Row, at: int, tmp_path):
+    """Bit for bit, from what is saved: adapters, the state of the decisions, and the optimizer's."""
+    batch = ENCODER.batch()
+    adaptation = rw.adapt(ENCODER.build(), row.method)
+    adaptation.model.train()
+    optimizer = adamw(adaptation)
+    with adaptation.attached(optimizer, total_steps=STEPS):
+        for t in range(STEPS):
+            if t == at:
+                adaptation.save(tmp_path)
+                saved = copy.deepcopy(optimizer.state_dict())
+            step(adaptation, optimizer, batch)
+    again = rw.load(ENCODER.build(), tmp_path)
+    again.model.train()
+    resumed = adamw(again)
+    resumed.load_state_dict(saved)
+    with again.attached(resumed, total_steps=STEPS):
+        for _ in range(at, STEPS):
+            step(again, resumed, batch)
+    assert again.frozen() == adaptation.frozen()
+    state = adaptation.model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in again.model.state_dict().items())
+    told = [[line for line in a.history.lines if line["step"] >= at] for a in (adaptation, again)]
+    assert told[0] == told[1]
+
+
 # ------------------------------------------------------------------ compaction
 
 
@@ -323,7 +352,8 @@ def test_compaction_keeps_the_outputs_and_training_goes_on(row: Row, fused: bool
         step(adaptation, optimizer, batch)
         assert not torch.equal(outputs(adaptation.model, batch), before)
         step(adaptation, optimizer, batch)
-    assert adaptation.ranks() == live
+    assert row.closes_gates or adaptation.ranks() == live
+    assert all(rank <= live[name] for name, rank in adaptation.ranks().items())
 
 
 @pytest.mark.parametrize("moment", ["before backward", "before step", "after step"])

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import rankwise as rw
 import toy
 from rankwise.adapter import Method
-from rankwise.methods.adalora import BudgetController
+from rankwise.methods.budget import BudgetController
 
 STEPS = 24
 SHORT = {"warmup": 4, "cooldown": 8, "every": 2}
@@ -145,7 +145,7 @@ def gap(adaptation: rw.Adaptation) -> float:
     if not isinstance(controller, BudgetController):
         return 1.0
     with torch.no_grad():
-        scores = torch.cat(controller._triplet_scores()).sort(descending=True).values
+        scores = torch.cat(controller._unit_scores()).sort(descending=True).values
     live = sum(adaptation.ranks().values())
     if live == scores.numel():
         return 1.0

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import rankwise as rw
 from contract.models import BY_NAME
-from rankwise.methods.adalora import AdaLoRALayer
 from rankwise.methods.lora import LoRALayer
+from rankwise.methods.svd_lora import SVDLayer
 from toy import mlp, stream
 
 STEPS, RANK, TARGET, ALPHA = 210, 6, 3, 8.0
@@ -90,7 +90,7 @@ def test_adalora_keeps_the_triplets_that_peft_keeps(
     adaptation.model.double()
     theirs = {name: published.model.get_submodule(name) for name in adaptation.adapters}
     for name, adapter in adaptation.adapters.items():
-        assert isinstance(adapter, AdaLoRALayer)
+        assert isinstance(adapter, SVDLayer)
         with torch.no_grad():
             adapter.P.copy_(theirs[name].lora_B["default"])
             adapter.lam.copy_(theirs[name].lora_E["default"].flatten())

@@ -33,7 +33,7 @@ class Allocated:
     """A budget was handed out: which ranks live from this step on."""
 
     step: int
-    budget: int
+    budget: int  # in ranks, or in parameters if the method's budget is a size
     names: tuple[str, ...]
     masks: tuple[Tensor, ...]  # one (r,) bool per name
     score_quantiles: Tensor  # (5,): minimum, quartiles and maximum of all triplet scores
@@ -53,6 +53,17 @@ class Froze:
 
 
 @dataclass(frozen=True)
+class Closed:
+    """Gates were thresholded: which of them are open after this step."""
+
+    step: int
+    threshold: float
+    names: tuple[str, ...]
+    masks: tuple[Tensor, ...]  # one (r,) bool per name
+    kind: str = "closed"
+
+
+@dataclass(frozen=True)
 class SkippedNonFinite:
     """Some gradients were NaN or infinite: this step moved no weight and taught no importance."""
 
@@ -61,7 +72,7 @@ class SkippedNonFinite:
     kind: str = "skipped_non_finite"
 
 
-Event = Started | Allocated | Froze | SkippedNonFinite
+Event = Started | Allocated | Froze | Closed | SkippedNonFinite
 
 
 def quantiles(scores: Tensor) -> Tensor:
@@ -74,7 +85,7 @@ def quantiles(scores: Tensor) -> Tensor:
 def as_json(event: Event) -> dict[str, Any]:
     """The event as plain data; masks become {name: "1101..."} and their counts {name: rank}."""
     data = {f.name: _plain(getattr(event, f.name)) for f in fields(event)}
-    if isinstance(event, Allocated):
+    if isinstance(event, Allocated | Closed):
         masks = dict(zip(data.pop("names"), data.pop("masks"), strict=True))
         data["masks"] = {name: "".join("01"[m] for m in mask) for name, mask in masks.items()}
         data["ranks"] = {name: sum(mask) for name, mask in masks.items()}

@@ -102,6 +102,12 @@ def cubic_budget(step: int, phases: Phases, start: int, end: int) -> int:
     return trunc(end + (start - end) * phases.remaining(step) ** 3)
 
 
+def staircase(step: int, total: int, stages: int, top: float) -> float:
+    """0, ..., top in so many equal stages of the run; `top` throughout if there is one stage (SoRA's threshold)."""
+    stage = min(step * stages // total, stages - 1)
+    return top * stage / (stages - 1) if stages > 1 else top
+
+
 def frozen_share(step: int, phases: Phases) -> float:
     """r(t) = 1 − u³: the share of the projections that is frozen after step t (AFLoRA §3)."""
     return 1.0 - phases.remaining(step) ** 3

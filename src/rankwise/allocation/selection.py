@@ -23,6 +23,26 @@ def keep_above(scores: Tensor, budget: int) -> Tensor:
     return scores > torch.sort(scores).values[drop - 1]
 
 
+def keep_affordable(scores: Tensor, costs: Tensor, budget: int, prices: int) -> Tensor:
+    """Mask of the survivors when each costs something: scores (n,), costs (n,) whole -> (n,) bool.
+
+    Greedy: by score per cost, the highest first and ties by order, everything that what is left of the budget can still
+    pay for. Never above the budget. `prices` is the number of different costs, at least 1.
+    """
+    order = torch.sort(scores / costs, descending=True, stable=True).indices
+    cost = costs[order]
+    taken = torch.zeros_like(scores, dtype=torch.bool)
+    # all up to the first that is too dear are taken at once; its price is out of reach from then on, so that as many
+    # rounds as there are prices are enough, and none has to ask the device how far it came
+    for _ in range(prices):
+        left = budget - (cost * taken).sum()
+        candidates = ~taken & (cost <= left)
+        taken |= candidates & (torch.cumsum(cost * candidates, dim=0) <= left)
+    mask = torch.zeros_like(taken)
+    mask[order] = taken
+    return mask
+
+
 def lowest(scores: Tensor, count: int) -> list[int]:
     """Indices of the `count` lowest scores, ties by order. One host synchronisation: freezing changes the graph."""
     order: list[int] = torch.sort(scores, stable=True).indices[: max(0, count)].tolist()
