@@ -63,7 +63,38 @@ def test_vera_is_peft_s(name: str, targets: list[str], rank: int, seed: int):
     )
 
 
+def test_the_pair_of_a_bfloat16_model_is_peft_s():
+    config = VeraConfig(r=8, target_modules=["query", "output.dense"], projection_prng_key=1)
+    theirs = get_peft_model(BY_NAME["bert"].build().bfloat16(), config)
+    model = BY_NAME["bert"].build().bfloat16()
+    rw.adapt(model, rw.VeRA(rank=8, seed=1, targets=["query", "output.dense"], also_train=[]))
+    [pair] = pairs(model)
+    assert pair.A.dtype == pair.B.dtype == torch.bfloat16
+    assert torch.equal(pair.A.float(), theirs.base_model.vera_A["default"].float())
+    assert torch.equal(pair.B.float(), theirs.base_model.vera_B["default"].float())
+
+
 # ------------------------------------------------------------------ one pair
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_keeps_no_copy_of_the_projections(dtype: torch.dtype):
+    """Of what the graph holds for the backward pass, nothing as large as a projection is anything but the pair."""
+    model, batch = ENCODER.build().to(dtype), ENCODER.batch()
+    rw.adapt(model, rw.VeRA(rank=2048, exclude=["pooler.dense"]))
+    pair = assert_one_pair(model)
+    own = {pair.A.untyped_storage().data_ptr(), pair.B.untyped_storage().data_ptr()}
+    largest = 0
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        if saved.untyped_storage().data_ptr() not in own:
+            largest = max(largest, saved.untyped_storage().nbytes() // saved.element_size())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        model(**batch).loss.backward()
+    assert 0 < largest < 2048 * 32  # the smallest projection
 
 
 def pairs(model: nn.Module) -> list[Pair]:

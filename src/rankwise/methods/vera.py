@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter import LowRank
-from rankwise.base_layers import device_of, sizes
+from rankwise.base_layers import device_of, dtype_of, sizes
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod
@@ -24,21 +24,23 @@ MOST_RANK = 2**14  # a folder that claims more would fill the memory with random
 
 class Pair(nn.Module):
     """The projections that all layers of a device share: a submodule of each, so that it moves and is copied with them,
-    once. They are no part of a model's state dict: the seed is.
+    once. They are in the type that the layers compute in, for a cast would be a copy for each layer. No state dict has
+    them.
     """
 
     A: Tensor  # (r, largest d_in)
     B: Tensor  # (largest d_out, r)
 
-    def __init__(self, rank: int, d_in: int, d_out: int, seed: int, device: torch.device) -> None:
+    def __init__(self, rank: int, d_in: int, d_out: int, seed: int, like: tuple[torch.device, torch.dtype]) -> None:
         super().__init__()
+        device, dtype = like
         generator = torch.Generator().manual_seed(seed)
         for name, shape in (("A", (rank, d_in)), ("B", (d_out, rank))):
             matrix = torch.empty(shape, device="meta" if device.type == "meta" else "cpu")
             # U(±√(6/fan_in)), in the order of operations that gives PEFT's numbers to the last bit
             bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(shape[1]))
             matrix.uniform_(-bound, bound, generator=None if matrix.is_meta else generator)
-            self.register_buffer(name, matrix.to(device), persistent=False)
+            self.register_buffer(name, matrix.to(device, dtype), persistent=False)
 
 
 class VeRALayer(LowRank):
@@ -93,15 +95,15 @@ class VeRA(LowRankMethod):
         return VeRALayer(base, self.initial_rank(site.name), self)
 
     def connect(self, adapters: Mapping[str, LowRank]) -> None:
-        """One pair as large as the largest layer needs, once on each device."""
+        """One pair as large as the largest layer needs, once on each device and in each type."""
         layers = [a for a in adapters.values() if isinstance(a, VeRALayer)]
         if not layers:
             return
         rank, d_in, d_out = max(a.rank for a in layers), max(a.d_in for a in layers), max(a.d_out for a in layers)
-        pairs: dict[torch.device, Pair] = {}
+        pairs: dict[tuple[torch.device, torch.dtype], Pair] = {}
         for layer in layers:
-            device = layer.d.device
-            if device not in pairs:
-                pairs[device] = Pair(rank, d_in, d_out, self.seed, device)
-            layer.pair = pairs[device]
+            like = (layer.d.device, dtype_of(layer.base) or torch.float32)
+            if like not in pairs:
+                pairs[like] = Pair(rank, d_in, d_out, self.seed, like)
+            layer.pair = pairs[like]
         layers[0].saves_pair = self.save_projections
