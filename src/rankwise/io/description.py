@@ -118,7 +118,7 @@ def _fault_of_layers(data: object) -> str | None:
         if not fits(shape, list[int]) or len(shape) != 2 or not all(0 < d < 2**31 for d in shape):
             return f"give {brief(name)} the shape {brief(shape)}, not [d_out, d_in]"
         if not fits(rank, int) or not 0 <= rank <= MOST_RANKS:
-            return f"give {brief(name)} the rank {brief(rank)}"
+            return f"give {brief(name)} the rank {brief(rank)}, not one from 0 to {MOST_RANKS:,}"
         ranks += rank
     return f"have {ranks:,} ranks together, and {MOST_RANKS:,} is the most" if ranks > MOST_RANKS else None
 
