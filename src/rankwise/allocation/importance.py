@@ -8,7 +8,7 @@ Both start at 0, without bias correction. The state is float32 whatever the para
 underflows, and ties would decide.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -45,15 +45,32 @@ class Importance:
     @torch.no_grad()
     def update(self, indices: Sequence[int], signals: Sequence[Tensor]) -> None:
         """Average in one step's signals, for the tensors at `indices`."""
-        if not indices:
-            return
-        mean = [self.mean[i] for i in indices]
-        uncertainty = [self.uncertainty[i] for i in indices]
-        signals = list(signals)
-        _average_in(mean, signals, self.beta1)
-        deviation = list(torch._foreach_sub(signals, mean))
-        torch._foreach_abs_(deviation)
-        _average_in(uncertainty, deviation, self.beta2)
+        for block in blocks(signals):
+            new = [signals[k] for k in block]
+            mean = [self.mean[indices[k]] for k in block]
+            uncertainty = [self.uncertainty[indices[k]] for k in block]
+            torch._foreach_lerp_(mean, new, 1 - self.beta1)
+            deviation = list(torch._foreach_sub(new, mean))
+            torch._foreach_abs_(deviation)
+            torch._foreach_lerp_(uncertainty, deviation, 1 - self.beta2)
+
+    def observe(
+        self,
+        indices: Sequence[int],
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        grad_scale: Tensor | None = None,
+    ) -> None:
+        """Average in |w · g| of the tensors at `indices`; the gradients still carry `grad_scale`, if it is given.
+
+        A block of tensors at a time goes through all that is done to it, so that no signal of the whole model is ever
+        held, and what one operation leaves is in the cache of the next.
+        """
+        for block in blocks(weights):
+            signals = raw_signal("sensitivity", [weights[k] for k in block], [gradients[k] for k in block])
+            if grad_scale is not None:
+                torch._foreach_div_(signals, grad_scale)
+            self.update([indices[k] for k in block], signals)
 
     def score(self, index: int) -> Tensor:
         """s = Ī · Ū of one tensor."""
@@ -75,7 +92,16 @@ class Importance:
             own.copy_(state[name])
 
 
-def _average_in(running: list[Tensor], new: list[Tensor], beta: float) -> None:
-    """running ← β running + (1 − β) new"""
-    torch._foreach_mul_(running, beta)
-    torch._foreach_add_(running, new, alpha=1 - beta)
+def blocks(tensors: Sequence[Tensor]) -> Iterator[range]:
+    """Runs of positions whose tensors have, together, about as many elements as a core's cache holds; an accelerator,
+    which is slow to start anything, gets longer ones.
+    """
+    start, size = 0, 0
+    for k, tensor in enumerate(tensors):
+        most = 2**17 if tensor.device.type == "cpu" else 2**24
+        if size and size + tensor.numel() > most:
+            yield range(start, k)
+            start, size = k, 0
+        size += tensor.numel()
+    if start < len(tensors):
+        yield range(start, len(tensors))
