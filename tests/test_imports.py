@@ -15,7 +15,7 @@ SOURCE = Path(rankwise.__file__).parent
 
 # From left to right. A part may import those before it and its own; parts in one row not each other.
 ORDER = [
-    ["errors"],
+    ["errors", "fake"],
     ["distributed", "dropout"],
     ["low_rank_op"],
     ["adapter"],
@@ -27,7 +27,7 @@ ORDER = [
     ["methods"],
     ["surgery"],
     ["io", "hook"],
-    ["adaptation"],
+    ["adaptation", "planning"],
     [""],  # rankwise/__init__.py: the public names
     ["train"],
     ["demo"],
@@ -36,8 +36,8 @@ ORDER = [
 ]
 PLACE = {part: place for place, row in enumerate(ORDER) for part in row}
 
-# The one lazy name: users import the callback from rankwise, which must not load transformers' trainer for it.
-LAZY = {("", "train.callback")}
+# The lazy names: users import the callback and the planner from rankwise, which must not load transformers for them.
+LAZY = {("", "train.callback"), ("", "planning.plan"), ("", "planning.planner")}
 
 # Parts that are pure: what they may import from outside, the standard library apart.
 OUTSIDE = {

@@ -1,5 +1,6 @@
 """Adaptive low-rank fine-tuning: LoRA, AdaLoRA, AFLoRA and relatives on one engine."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from rankwise.adaptation import Adaptation, adapt, load
@@ -30,6 +31,8 @@ from rankwise.methods import (
 from rankwise.surgery import across_ranks
 
 if TYPE_CHECKING:
+    from rankwise.planning.plan import Plan
+    from rankwise.planning.planner import plan
     from rankwise.train.callback import AdaptationCallback
 
 __version__ = "0.1.0.dev0"
@@ -47,6 +50,7 @@ __all__ = [
     "FreezingAdaLoRA",
     "LoRA",
     "NonFiniteError",
+    "Plan",
     "PrunedLoRA",
     "RankwiseError",
     "SVDLoRA",
@@ -59,14 +63,20 @@ __all__ = [
     "adapt",
     "epochs",
     "load",
+    "plan",
     "preset",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # the callback needs transformers.Trainer, which takes seconds to import
-    if name == "AdaptationCallback":
-        from rankwise.train.callback import AdaptationCallback
+# these need transformers, which takes seconds to import
+_LAZY = {
+    "AdaptationCallback": "rankwise.train.callback",
+    "Plan": "rankwise.planning.plan",
+    "plan": "rankwise.planning.planner",
+}
 
-        return AdaptationCallback
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'rankwise' has no attribute {name!r}")

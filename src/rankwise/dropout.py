@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rankwise.fake import is_fake
+
 STEPS = 2**16
 
 
@@ -39,7 +41,8 @@ class Dropout(NamedTuple):
 
 def draw(p: float) -> Dropout:
     """A new draw; its seed comes from torch's global generator, so that a seeded run repeats itself."""
-    return Dropout(p, int(torch.randint(2**62, ())))
+    seed = torch.randint(2**62, ())
+    return Dropout(p, 0 if is_fake(seed) else int(seed))  # a fake one, in a plan, has no value
 
 
 def can_be_drawn(p: float) -> bool:

@@ -33,9 +33,12 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
         "--config", action=jsonargparse.ActionConfigFile, help="the config file; the same as giving it first"
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the unfinished run in `output` from its last checkpoint"
-    )
+    if command == "plan":
+        parser.add_argument("--device_memory", type=str, help="does the run fit into that much, such as 24GB or 80GiB?")
+    else:
+        parser.add_argument(
+            "--resume", action="store_true", help="continue the unfinished run in `output` from its last checkpoint"
+        )
     parser.add_class_arguments(RunConfig, as_group=False)
     return parser
 
@@ -46,7 +49,8 @@ class Parsed:
 
     config: RunConfig
     print_config: bool
-    resume: bool
+    resume: bool = False
+    device_memory: str | None = None
 
 
 def parse(command: str, arguments: list[str]) -> Parsed:
@@ -58,7 +62,8 @@ def parse(command: str, arguments: list[str]) -> Parsed:
     except jsonargparse.ArgumentError as error:
         raise ConfigError(explained(str(error), command, _options(parser), RunConfig)) from error
     config = RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
-    return Parsed(config=config, print_config=parsed.print_config, resume=parsed.resume)
+    own = {name: parsed[name] for name in ("resume", "device_memory") if name in parsed}
+    return Parsed(config=config, print_config=parsed.print_config, **own)
 
 
 def config_from_dict(data: Mapping[str, Any]) -> RunConfig:

@@ -1,10 +1,9 @@
 """rankwise inspect RUN|ADAPTER|MODEL"""
 
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig
 
 from rankwise.base_layers import sizes
 from rankwise.cli.arguments import make_parser, parse_arguments
@@ -13,9 +12,9 @@ from rankwise.cli.tables import layer_table
 from rankwise.errors import FolderError
 from rankwise.io.folder import DESCRIPTION, read
 from rankwise.io.untrusted import brief
+from rankwise.planning.weightless import model_of
 from rankwise.targets import ModelView
 from rankwise.train import record
-from rankwise.train.tasks import TASKS
 
 
 def run(arguments: list[str]) -> int:
@@ -44,15 +43,12 @@ def show_adapter(folder: Path) -> int:
 
 
 def show_model(name: str) -> int:
-    import torch
-
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise FolderError(f"{name!r} is neither a run, an adapter nor a model: {reason}") from error
-    with torch.device("meta"):
-        model = _loader(config).from_config(config, trust_remote_code=False)
+    model, _ = model_of(config, None, None)
     view = ModelView(model)
     table = Table("linear layer", "role", "out × in", title=f"{name}, as {type(model).__name__} names its layers")
     for layer, module in view.linears().items():
@@ -60,11 +56,3 @@ def show_model(name: str) -> int:
         table.add_row(layer, view.role(layer), f"{d_out} × {d_in}")
     make_console().print(table)
     return 0
-
-
-def _loader(config: PretrainedConfig) -> Any:
-    """The AutoModel class with the usual head: it decides the first part of every layer's name."""
-    words = {"CausalLM": "causal-lm", "LMHead": "causal-lm", "ConditionalGeneration": "seq2seq"}
-    classes = " ".join(config.architectures or [])
-    task = TASKS[next((t for word, t in words.items() if word in classes), "classification")]
-    return task.model_class if type(config) in task.models else AutoModel

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter import Controller, LowRank
+from rankwise.allocation.forecast import Forecast, Units
 from rankwise.allocation.history import Allocated, Event, quantiles
 from rankwise.allocation.importance import Importance, raw_signal
 from rankwise.allocation.schedule import Phases, cubic_budget
@@ -87,7 +88,7 @@ class BudgetController(Controller):
     def act(self) -> Sequence[Event]:
         if self.rules.score_at == "after_step":
             self._score(None)  # an optimizer that was handed the loss scale has taken it out of the gradients
-        events = self._allocate() if self._is_due() else []
+        events = self._allocate() if self._is_due(self.step) else []
         held = self.allocated and (self.rules.mask == "hold" or self.step >= self.phases.finish)
         self._masked = held or bool(events)
         if self._masked:
@@ -119,10 +120,23 @@ class BudgetController(Controller):
         names = self.rules.tensors * len(self.layers)
         return [i for i, name in enumerate(names) if name in self.rules.scored]
 
-    def _is_due(self) -> bool:
+    def _is_due(self, step: int) -> bool:
         """Every ΔT steps while the budget falls, and once when the final phase begins."""
-        deciding = self.phases.warmup < self.step < self.phases.finish and self.step % self.phases.every == 0
-        return deciding or self.step == self.phases.finish
+        deciding = self.phases.warmup < step < self.phases.finish and step % self.phases.every == 0
+        return deciding or step == self.phases.finish
+
+    def forecast(self) -> list[Forecast]:
+        """b₀ − b(t) of the units are dead after step t; a budget in parameters says how many parameters that is."""
+        units = Units(self._size(layer) for layer in self.layers.values() for _ in range(layer.rank))
+        due = [step for step in range(self.step, self.phases.finish + 1) if self._is_due(step)]
+        dead = {t: self.budget.start - cubic_budget(t, self.phases, self.budget.start, self.budget.end) for t in due}
+        if self.budget.priced:
+            return [Forecast(step, count, count, count) for step, count in dead.items()]
+        return [units.stopped(step, count) for step, count in dead.items()]
+
+    def _size(self, layer: LowRank) -> int:
+        """Parameters of one unit."""
+        return sum(layer.get_parameter(name).numel() // layer.rank for name in self.rules.tensors)
 
     @torch.no_grad()
     def _allocate(self) -> list[Event]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rankwise.adapter import Controller, LowRank
+from rankwise.allocation.forecast import Forecast, Units
 from rankwise.allocation.history import Event, Froze, quantiles
 from rankwise.allocation.importance import Importance, Signal, raw_signal
 from rankwise.allocation.schedule import Phases, frozen_share
@@ -96,6 +97,15 @@ class FreezingController(Controller):
         stride = (self.phases.finish - self.phases.warmup) / self.rules.batches
         position = step - self.phases.warmup
         return int(position / stride) > int((position - 1) / stride)
+
+    def forecast(self) -> list[Forecast]:
+        """The share r(t) of the projections is frozen after step t. By the element-wise rule it can be any of them."""
+        units = Units(p.numel() for p in self.parameters())
+        due = [step for step in range(self.step, self.phases.finish + 1) if self._is_due(step)]
+        forecasts = [units.stopped(step, frozen_share(step, self.phases) * len(units)) for step in due]
+        if self.rules.rule == "count":
+            return forecasts
+        return [f if f.least == units.total else f._replace(least=0, most=units.total) for f in forecasts]
 
     @torch.no_grad()
     def _freeze(self) -> list[Event]:

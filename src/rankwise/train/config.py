@@ -76,6 +76,13 @@ class TrainingConfig:
         if self.load_best:
             self._check_best()
 
+    def length(self, rows: int) -> tuple[int, int]:
+        """(optimizer steps of the run, those of an epoch) over so many training rows, in one process."""
+        batches = math.ceil(rows / self.batch_size)
+        steps_per_epoch = math.ceil(batches / self.gradient_accumulation)
+        steps = math.ceil(self.epochs * steps_per_epoch) if self.steps is None else self.steps
+        return steps, steps_per_epoch
+
     def _check_best(self) -> None:
         evaluate, save = self.evaluate_every, self.save_every
         if "never" in (evaluate, save):

@@ -1,6 +1,5 @@
 """A whole run: job, baseline, training, evaluation, files."""
 
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -120,10 +119,8 @@ def _check_schedule(job: Job) -> None:
 
     On several devices there are fewer steps than this counts; the trainer, which knows, refuses then.
     """
-    settings, adaptation = job.config.training, job.adaptation
-    batches = math.ceil(len(job.prepared.train) / settings.batch_size)
-    steps_per_epoch = math.ceil(batches / settings.gradient_accumulation)
-    steps = math.ceil(settings.epochs * steps_per_epoch) if settings.steps is None else settings.steps
+    adaptation = job.adaptation
+    steps, steps_per_epoch = job.config.training.length(len(job.prepared.train))
     adaptation.method.controller(adaptation.adapters, steps, steps_per_epoch)
 
 

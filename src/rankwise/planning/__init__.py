@@ -1,0 +1,1 @@
+"""What a run will train and hold, told before any weight is loaded."""
