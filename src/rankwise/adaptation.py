@@ -16,6 +16,8 @@ from rankwise.base_layers import count
 from rankwise.errors import StateError
 from rankwise.io import folder as files
 from rankwise.io.export import Exported, Layout, Wanted, export_lora
+from rankwise.part import Part
+from rankwise.summary import summary
 
 
 def adapt(model: nn.Module, method: Method) -> "Adaptation":
@@ -55,6 +57,8 @@ class Adaptation:
     def __init__(self, model: nn.Module, method: Method, installed: Installed) -> None:
         self.model, self.method = model, method
         self.adapters: dict[str, LowRank] = installed.adapters
+        self.parts: dict[str, Part] = installed.parts
+        self.tuned, self.notes = installed.tuned, installed.notes
         self._heads = surgery.owners(model, installed.trained)
         self.history = History()
         self.controller: Controller | None = None
@@ -62,7 +66,7 @@ class Adaptation:
         self.merge_error: surgery.MergeError | None = None
         self._undo, self._originals = installed.undo, installed.originals
         self._trains = [
-            (a, t) for a in self.adapters.values() for t, p in a.named_parameters(recurse=False) if p.requires_grad
+            (a, t) for a in self._added().values() for t, p in a.own_parameters().items() if p.requires_grad
         ]
         self._run: dict[str, Any] | None = None
         self._saved_run: dict[str, Any] | None = None
@@ -72,7 +76,7 @@ class Adaptation:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """What trains in full beside the adapters (heads), by parameter name."""
+        """The model's own parameters that train, by name: heads, and the `tuned` ones that the method is about."""
         return {name: module.get_parameter(own) for name, (module, own) in self._heads.items()}
 
     def parameters(self) -> list[nn.Parameter]:
@@ -85,12 +89,12 @@ class Adaptation:
 
     def frozen(self) -> list[str]:
         """Names of the projections that trained and do not any more."""
-        names = {adapter: name for name, adapter in self.adapters.items()}
-        return [f"{names[adapter]}.{tensor}" for adapter, tensor in self._trains if not adapter.trains(tensor)]
+        names = {added: name for name, added in self._added().items()}
+        return [f"{names[added]}.{tensor}" for added, tensor in self._trains if not added.trains(tensor)]
 
     def count(self) -> int:
         """Trainable parameters that are alive: dead ranks and frozen projections do not count, trained heads do."""
-        return sum(p.numel() for p in self.trained.values()) + sum(a.count() for a in self.adapters.values())
+        return sum(p.numel() for p in self.trained.values()) + sum(a.count() for a in self._added().values())
 
     def restore(self, path: str | Path, *, resume: bool = True) -> None:
         """Go to what `save` wrote of this very adaptation: weights, ranks, and with `resume` the state of its run.
@@ -106,17 +110,17 @@ class Adaptation:
 
         Raises FolderError, with nothing changed, unless it is of the same method, layers and ranks.
         """
-        files.start_layers(Path(path), self.method, self.adapters)
+        files.start_layers(Path(path), self.method, self.adapters, self.parts)
 
     def _take(self, path: Path, saved: files.Saved, *, resume: bool) -> None:
-        files.check_layers(path, saved, self.adapters)
+        files.check_layers(path, saved, self.adapters, self.parts)
         if any(saved.layers[name]["rank"] != adapter.rank for name, adapter in self.adapters.items()):
             for name, adapter in self.adapters.items():
                 adapter.live[saved.layers[name]["rank"] :] = False
             surgery.compact(self.adapters, None)
         if resume and saved.run is not None:
             files.check_run(path, saved, self.method, self.adapters)
-        files.copy_in(path, saved, self.adapters, self.trained)
+        files.copy_in(path, saved, self._added(), self.trained)
         self.controller = self._run = self._saved_run = None
         if resume and saved.run is not None:
             self._saved_run = saved.run | {"tensors": saved.state}
@@ -126,7 +130,7 @@ class Adaptation:
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block the model is its base, bit for bit, with its heads as they were before training."""
-        return surgery.disabled(self.adapters, self.trained, self._originals)
+        return surgery.disabled(self._added(), self.trained, self._originals)
 
     @contextmanager
     def attached(
@@ -183,9 +187,12 @@ class Adaptation:
         """Add every update to its weight, in float32 with one rounding, and give back the plain model. Heads stay as
         trained. The adaptation is over: it holds nothing any more but `merge_error`, measured on random inputs.
 
-        Raises StateError where a base is quantised, unless `dequantize` lets plain linears take its layers' places.
+        Raises StateError where a base is quantised, unless `dequantize` lets plain linears take its layers' places; and
+        for methods whose trained model is no plain one.
         """
         self._check_detached()
+        if self.method.cannot_merge is not None:
+            raise StateError(f"{self.method.name} cannot be merged: {self.method.cannot_merge}. save() it instead.")
         distributed.refuse_split(self.model, "merging")
         self.merge_error, successors = surgery.merge(self.model, self.adapters, dequantize=dequantize)
         self._take_out()
@@ -202,7 +209,8 @@ class Adaptation:
 
     def _take_out(self) -> nn.Module:
         self._undo()
-        self.adapters, self._heads, self.controller, self._trains = {}, {}, None, []
+        self.adapters, self.parts, self._heads, self.controller, self._trains = {}, {}, {}, None, []
+        self.tuned, self.notes = frozenset(), []
         return self.model
 
     def save(self, path: str | Path) -> None:
@@ -211,13 +219,14 @@ class Adaptation:
         Atomic: a crash leaves the old folder or the new one. In a group of processes the first one writes; under FSDP2
         all must call it, for each gives its part. Raises StateError after `merge` or `undo`.
         """
-        if not self.adapters and not self.trained:
+        if not self._added() and not self.trained:
             raise StateError("there is nothing to save: the adapters were merged or taken out.")
         state = {} if self.controller is None else self.controller.state_dict()
         self._count_steps()
         run = None if self._run is None else self._run | {"numbers": state.get("numbers", {})}
         run_state = {"frozen": self.frozen(), "run": run, "state": state.get("tensors", {})}
-        files.write(Path(path), files.Saved.of(self.model, self.method, self.adapters, self.trained, **run_state))
+        saved = files.Saved.of(self.model, self.method, self.adapters, self.parts, self.trained, **run_state)
+        files.write(Path(path), saved)
 
     def export(
         self,
@@ -233,28 +242,26 @@ class Adaptation:
 
         Atomic. Raises StateError if nothing is low-rank here, ConfigError if `rank` is below the live ones.
         """
+        if self.method.cannot_export is not None:
+            raise StateError(f"{self.method.name} has no LoRA folder: {self.method.cannot_export}. save() it instead.")
         wanted = Wanted(layout=layout, rank=rank, heads=heads, base_model=base_model)
         return export_lora(Path(path), self.model, self.adapters, self.trained, wanted)
 
     def __repr__(self) -> str:
-        total = count(self.model)
-        now = self.count()
-        lines = [
-            f"{self.method.name}: {len(self.adapters)} layers adapted",
-            f"trainable: {now:,} of {total:,} ({100 * now / total:.2f} %)"
-            + (f", {self._initial:,} at the start" if now != self._initial else ""),
-        ]
-        if self.trained:
-            lines.append(f"trained in full: {', '.join(self.trained)}")
-        frozen = self.frozen()
-        return "\n".join(lines + ([f"frozen: {len(frozen)} projections"] if frozen else []))
+        heads = [name for name in self.trained if name not in self.tuned]
+        sizes = (self.count(), self._initial, count(self.model))
+        what = (len(self.adapters), len(self.parts), len(self.tuned))
+        return summary(self.method.name, what, sizes, heads, self.frozen(), self.notes)
 
     def _names(self) -> dict[nn.Parameter, str]:
-        own = {p: f"{n}.{t}" for n, a in self.adapters.items() for t, p in a.named_parameters(recurse=False)}
+        own = {p: f"{n}.{t}" for n, a in self._added().items() for t, p in a.own_parameters().items()}
         return own | {p: name for name, p in self.trained.items()}
 
     def _adapter_parameters(self) -> list[nn.Parameter]:
-        return [p for adapter in self.adapters.values() for p in adapter.parameters(recurse=False)]
+        return [p for added in self._added().values() for p in added.own_parameters().values()]
+
+    def _added(self) -> dict[str, LowRank | Part]:
+        return {**self.adapters, **self.parts}
 
     def _decides(self) -> bool:
         return self.method.decides_while_training
@@ -267,13 +274,13 @@ class Adaptation:
         self, total_steps: int | None, steps_per_epoch: int | None, history: Path | None, compiled: bool
     ) -> None:
         if self._run is not None:
-            self._check_continues(total_steps, self._run)
+            hook.check_continues(total_steps, self._run)
             return
         if total_steps is None and self._decides():
             raise StateError(f"{self.method.name} spreads its decisions over the run: attached() needs total_steps.")
         start = 0
         if self._saved_run is not None:
-            self._check_continues(total_steps, self._saved_run)
+            hook.check_continues(total_steps, self._saved_run)
             start = int(self._saved_run["steps"])
         if total_steps is not None:
             self.controller = self.method.controller(self.adapters, total_steps, steps_per_epoch)
@@ -286,13 +293,6 @@ class Adaptation:
         if start == 0:
             ranks = {name: adapter.rank for name, adapter in self.adapters.items()}
             self.history.add(Started(0, self.method.name, total_steps, ranks))
-
-    def _check_continues(self, total_steps: int | None, run: dict[str, Any]) -> None:
-        if total_steps != run["total_steps"]:
-            raise StateError(
-                f"this adaptation has run {run['steps']} of total_steps={run['total_steps']}; it cannot continue with "
-                f"total_steps={total_steps}. Pass the same number, or start anew with rankwise.load(..., resume=False)."
-            )
 
     def _count_steps(self) -> None:
         if self._run is not None and self.attachment is not None:

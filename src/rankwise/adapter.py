@@ -17,6 +17,7 @@ from rankwise.distributed import grouped, is_split
 from rankwise.dropout import draw
 from rankwise.fake import is_fake
 from rankwise.low_rank_op import Factors, hold, low_rank_branch, low_rank_linear
+from rankwise.part import Part
 
 
 class LowRank(nn.Module, ABC):
@@ -123,6 +124,10 @@ class LowRank(nn.Module, ABC):
         """Δ as one float32 matrix (d_out, d_in)."""
         return self.factors().delta()
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """By short name, without the base's."""
+        return dict(self.named_parameters(recurse=False))
+
     def tensors(self) -> dict[str, Tensor]:
         """The layer's own parameters and buffers by short name, without the base's, and what it saves for others."""
         return dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False)) | self.shared()
@@ -172,6 +177,11 @@ class FusedBlocks(nn.Module):
             if adapter.active:
                 y[..., self.rows[block]] += adapter.branch(x).to(y.dtype)
         return y
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a method is in the model."""
+    return any(isinstance(module, LowRank | FusedBlocks | Part) for module in model.modules())
 
 
 class Controller(ABC):
@@ -244,10 +254,12 @@ class Installed:
     """What a method put into a model, and how to take it out again."""
 
     adapters: dict[str, LowRank]  # by module name; empty for methods that are not low-rank
-    trained: dict[str, nn.Parameter]  # everything else that trains (heads), by parameter name
+    trained: dict[str, nn.Parameter]  # the model's own parameters that train, by parameter name
     originals: dict[str, Tensor]  # values of `trained` before training, so that the base can be had back
     undo: Callable[[], None]
     notes: list[str] = field(default_factory=list)  # what was left out, and why
+    parts: dict[str, Part] = field(default_factory=dict)  # what was added that is not low-rank, by module name
+    tuned: frozenset[str] = frozenset()  # those of `trained` that the method is about; the others are heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +267,18 @@ class Method(ABC):
     """The settings of one method. Immutable, validated when made."""
 
     name: ClassVar[str]
+    cannot_merge: ClassVar[str | None] = None  # why the trained model is no plain model, where it is none
+    cannot_export: ClassVar[str | None] = None  # why no LoRA folder can hold what it learns, where none can
 
     @property
     def decides_while_training(self) -> bool:
         """Whether it has a controller, so that training it without one is an error."""
         return False
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether an adapted model gives its base's outputs bit for bit until training moves it."""
+        return True
 
     @property
     def compacts(self) -> bool:

@@ -44,6 +44,15 @@ def check_holds(optimizer: Optimizer, trained: Sequence[nn.Parameter]) -> None:
         )
 
 
+def check_continues(total_steps: int | None, run: Mapping[str, Any]) -> None:
+    """Raise StateError unless a run that has begun would go on to the same length."""
+    if total_steps != run["total_steps"]:
+        raise StateError(
+            f"this adaptation has run {run['steps']} of total_steps={run['total_steps']}; it cannot continue with "
+            f"total_steps={total_steps}. Pass the same number, or start anew with rankwise.load(..., resume=False)."
+        )
+
+
 class Attachment:
     """One controller on one optimizer."""
 

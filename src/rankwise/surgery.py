@@ -14,13 +14,14 @@ from rankwise.adapter import LowRank
 from rankwise.base_layers import add_to_weight_, device_of, dtype_of, holder, is_packed, on, sizes, unpacked
 from rankwise.errors import StateError
 from rankwise.low_rank_op import low_rank_branch
+from rankwise.part import Part
 
 
 @contextmanager
 def disabled(
-    adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]
+    adapters: Mapping[str, LowRank | Part], trained: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Within the block the model is its base, bit for bit: no branch is computed, and heads are as they began."""
+    """Within the block the model is its base, bit for bit: nothing is added, and what trained is as it began."""
     before = {adapter: adapter.enabled for adapter in adapters.values()}
     values = {name: parameter.data for name, parameter in trained.items()}
     try:
@@ -44,13 +45,15 @@ class MergeError:
 
     @property
     def largest(self) -> float:
-        return max(self.layers.values())
+        return max(self.layers.values(), default=0.0)
 
     @property
     def median(self) -> float:
-        return median(self.layers.values())
+        return median(self.layers.values() or [0.0])
 
     def __str__(self) -> str:
+        if not self.layers:
+            return "nothing to merge: the weights of the model itself were trained"
         name = max(self.layers, key=self.layers.__getitem__)
         figures = f"median {self.median:.1e}, largest {self.largest:.1e} in {name}"
         return f"relative error of {len(self.layers)} merged layers: {figures}"

@@ -10,14 +10,12 @@ SHORT = {"warmup": 2, "cooldown": 4, "every": 2}  # a schedule for 12 steps
 
 @dataclass(frozen=True)
 class Row:
-    """One row. `trains` are the adapter tensors that take gradients at the start, in layers that train in full."""
+    """One low-rank method. `trains` are the tensors that take gradients at the start, in layers that train in full."""
 
     name: str
     method: Method
     trains: frozenset[str]
     vectors_only: frozenset[str] = frozenset()  # what trains in the layers outside the method's scope
-    starts_at_base: bool = True
-    mergeable: bool = True
     compactable: bool = False  # ranks die while it trains
     freezes: bool = False  # tensors stop training while it trains
     closes_gates: bool = False  # ranks may die until the last step
@@ -68,3 +66,28 @@ ROWS = [
 ]
 
 BY_NAME = {row.name: row for row in ROWS}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One method that is not low-rank; `Method` itself declares its laws."""
+
+    name: str
+    method: Method
+    everywhere: bool = False  # tested on every architecture of which the blocks are known, and not on one alone
+
+
+BASELINES = [
+    Baseline("full", rw.FullFineTuning()),
+    Baseline("top-blocks", rw.TopBlocks(blocks=1), everywhere=True),
+    Baseline("bitfit", rw.BitFit()),
+    Baseline("houlsby", rw.HoulsbyAdapter(size=4), everywhere=True),
+    Baseline("houlsby-zero", rw.HoulsbyAdapter(size=4, init="zero", activation="silu")),
+    Baseline("pfeiffer", rw.PfeifferAdapter(size=4, init="zero"), everywhere=True),
+    Baseline("lin", rw.LinAdapter(size=4, init="zero"), everywhere=True),
+    Baseline("adapter-drop", rw.AdapterDrop(size=4, drop=1)),
+    Baseline("adapter-drop-random", rw.AdapterDrop(size=4, drop=1, random=True, init="zero")),
+    Baseline("prefix-embedding", rw.PrefixEmbedding(prefix=3, init="normal")),
+    Baseline("prefix-embedding-infix", rw.PrefixEmbedding(prefix=2, infix=2), everywhere=True),
+    Baseline("prefix-layer", rw.PrefixLayer(prefix=2, infix=2), everywhere=True),
+]

@@ -49,7 +49,7 @@ def _descriptions() -> Cases:
             "lora",
             lambda f, n=name, e=layer: describe(f, lambda d: d["layers"].update({n: e})),
         )
-    for key in ("trained", "frozen"):
+    for key in ("parts", "trained", "frozen"):
         for value in (
             None,
             "4.weight",
@@ -67,8 +67,10 @@ def _descriptions() -> Cases:
         yield f"format-{str(value)[:10]}", "lora", put("format")(value)
     for value in (None, [], "bert", {}, {"name": 5, "model_type": None}, {"name": [], "model_type": {}}):
         yield f"base-{value}", "lora", put("base_model")(value)
-    for key in ("format", "method", "base_model", "layers", "trained", "frozen", "run"):
+    for key in ("format", "method", "base_model", "layers", "parts", "trained", "frozen", "run"):
         yield f"without-{key}", "lora", lambda f, k=key: describe(f, lambda d: d.pop(k))
+    for name in ("full", "bitfit", "houlsby", "prefix-embedding"):
+        yield f"method-{name}", "lora", put("method")({"name": name})
     for key in ("unknown", "__class__", "code", "class_path"):
         yield f"with-{key}", "lora", put(key)("os.system")
     for key in ("total_steps", "steps_per_epoch", "steps"):

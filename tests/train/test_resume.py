@@ -27,6 +27,10 @@ PROCESSES.set_forkserver_preload(["rankwise.cli.train", "rankwise.train.run"])
 BUDGET = {"name": "adalora", "rank": 4, "target_rank": 2, "warmup": 6, "cooldown": 18, "every": 2}
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"method": {"name": "lora", "rank": 3, "dropout": 0.1}},
+    "lin": {"method": {"name": "lin", "size": 4}},
+    "adapter-drop-random": {"method": {"name": "adapter-drop", "size": 4, "drop": 1, "random": True}},
+    "prefix-layer": {"method": {"name": "prefix-layer", "prefix": 4}},
+    "full": {"method": {"name": "full"}},
     "lora-accumulated": {"method": {"name": "lora", "rank": 3}, "training": {"gradient_accumulation": 4}},
     "adalora": {"method": BUDGET},
     "adalora-accumulated": {"method": BUDGET, "training": {"gradient_accumulation": 4}},
@@ -126,7 +130,16 @@ def interrupted(case: str, folder: Path, steps: list[int]) -> None:
         assert_same_run(whole, output)
 
 
-@pytest.mark.parametrize(("case", "steps"), [("lora", [3, 17]), ("adalora-compacted", [12, 24]), ("aflora", [9, 23])])
+@pytest.mark.parametrize(
+    ("case", "steps"),
+    [
+        ("lora", [3, 17]),
+        ("adalora-compacted", [12, 24]),
+        ("aflora", [9, 23]),
+        ("adapter-drop-random", [9]),
+        ("full", [13]),
+    ],
+)
 def test_a_killed_run_resumes_exactly(case: str, steps: list[int], tmp_path: Path) -> None:
     interrupted(case, tmp_path, steps)
 

@@ -314,6 +314,18 @@ def test_the_optimizer_holds_exactly_what_trains(method: Method, tmp_path: Path)
     assert set(groups.values()) == {(1e-2, 0.1)}
 
 
+@pytest.mark.parametrize("method", [rw.LinAdapter(size=2), rw.BitFit(), rw.FullFineTuning()], ids=lambda m: m.name)
+def test_vectors_that_a_baseline_trains_do_not_decay_and_heads_have_their_rate(method: Method, tmp_path: Path) -> None:
+    adaptation = rw.adapt(classifier(), method)
+    optimizer = ours(adaptation, tmp_path, head_learning_rate=0.5, weight_decay=0.1).create_optimizer()
+    groups = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert groups.keys() == {id(p) for p in adaptation.parameters()}
+    heads = {id(adaptation.trained[f"classifier.{name}"]) for name in ("weight", "bias")}
+    for parameter in adaptation.parameters():
+        rate = 0.5 if id(parameter) in heads else 1e-2
+        assert groups[id(parameter)] == (rate, 0.1 if parameter.ndim > 1 else 0.0)
+
+
 def test_heads_take_the_common_rate_unless_told(tmp_path: Path) -> None:
     adaptation = rw.adapt(classifier(), rw.LoRA(rank=2))
     optimizer = ours(adaptation, tmp_path).create_optimizer()

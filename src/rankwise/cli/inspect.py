@@ -10,11 +10,13 @@ from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.cli.tables import layer_table
 from rankwise.errors import FolderError
-from rankwise.io.folder import DESCRIPTION, read
+from rankwise.io.folder import DESCRIPTION, Saved, read
 from rankwise.io.untrusted import brief
 from rankwise.planning.weightless import model_of
 from rankwise.targets import ModelView
 from rankwise.train import record
+
+MOST_NAMES = 100
 
 
 def run(arguments: list[str]) -> int:
@@ -35,11 +37,20 @@ def show_adapter(folder: Path) -> int:
     console = make_console()
     ranks = saved.ranks()
     base = brief(saved.base_model["name"])  # whoever made the folder chose it
-    console.print(f"{saved.method.name} on {base}: {len(ranks)} layers, {sum(ranks.values())} ranks live", markup=False)
-    console.print(layer_table(ranks, saved.frozen))
-    if saved.trained:
-        console.print(f"trained in full: {', '.join(saved.trained)}", markup=False)
+    console.print(f"{saved.method.name} on {base}: {_contents(saved)}", markup=False)
+    if ranks:
+        console.print(layer_table(ranks, saved.frozen))
+    for what, names in (("added", saved.parts), ("trained in full", saved.trained)):
+        if names:
+            more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+            console.print(f"{what}: {', '.join(names[:MOST_NAMES])}{more}", markup=False)
     return 0
+
+
+def _contents(saved: Saved) -> str:
+    if saved.layers:
+        return f"{len(saved.layers)} layers, {sum(saved.ranks().values())} ranks live"
+    return f"{sum(t.numel() for t in saved.tensors.values()):,} numbers in {len(saved.tensors)} tensors"
 
 
 def show_model(name: str) -> int:

@@ -18,7 +18,7 @@ from rankwise.io.untrusted import brief, read_json
 from rankwise.methods import METHODS
 
 FORMAT = 1
-KEYS = ("format", "method", "base_model", "layers", "trained", "frozen", "run")
+KEYS = ("format", "method", "base_model", "layers", "parts", "trained", "frozen", "run")
 MOST_RANKS = 2**24  # of all layers together
 LARGEST = 2**62  # of whole numbers
 
@@ -152,6 +152,7 @@ CHECKS = {
     "method": _fault_of_method,
     "base_model": _fault_of_base_model,
     "layers": _fault_of_layers,
+    "parts": _fault_of_names,
     "trained": _fault_of_names,
     "frozen": _fault_of_names,
     "run": _fault_of_run,

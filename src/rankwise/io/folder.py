@@ -1,7 +1,7 @@
 """The native adapter folder: everything an adaptation is, so that it can be used, continued or exported.
 
 rankwise.json         format version, method and settings, base model, layers with their ranks and shapes, the run
-adapter.safetensors   "<layer>::<tensor>" for adapter tensors, "<parameter>" for what trained beside them
+adapter.safetensors   "<layer>::<tensor>" for tensors of adapters and parts, "<parameter>" for what trained in full
 state.safetensors     the controller's state, when the method decides while it trains
 """
 
@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rankwise.adapter import FusedBlocks, LowRank, Method
+from rankwise.adapter import LowRank, Method, is_adapted
 from rankwise.base_layers import kind_of, sizes
 from rankwise.distributed import gather, grouped, is_first, local, part
 from rankwise.errors import FolderError, StateError
@@ -26,6 +26,7 @@ from rankwise.io.atomic import replaced_files
 from rankwise.io.description import FORMAT, fault_of_numbers, method_as_dict, read_description
 from rankwise.io.read_whole import read_whole
 from rankwise.io.untrusted import brief, check_ordinary
+from rankwise.part import Part
 
 DESCRIPTION, ADAPTER, STATE = FILES = ("rankwise.json", "adapter.safetensors", "state.safetensors")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,6 +46,7 @@ class Saved:
     tensors: dict[str, Tensor]
     run: dict[str, Any] | None  # {"total_steps", "steps_per_epoch", "steps", "numbers"}
     state: dict[str, Tensor]
+    parts: list[str] = field(default_factory=list)  # names of what was added that is no low-rank layer
 
     @classmethod
     def of(
@@ -52,13 +54,15 @@ class Saved:
         model: nn.Module,
         method: Method,
         adapters: Mapping[str, LowRank],
+        parts: Mapping[str, Part],
         trained: Mapping[str, nn.Parameter],
         **run_state: Any,  # frozen, run, state
     ) -> "Saved":
         """What an adaptation holds. Every process of a group must call it."""
         layers = {n: {"rank": a.rank, "shape": list(reversed(sizes(a.base)))} for n, a in adapters.items()}
-        tensors = whole(collect(adapters, trained))
-        return cls(method, _describe_base(model), layers, list(trained), tensors=tensors, **run_state)
+        tensors = whole(collect({**adapters, **parts}, trained))
+        named: dict[str, Any] = {"parts": list(parts), "trained": list(trained)}
+        return cls(method, _describe_base(model), layers, tensors=tensors, **named, **run_state)
 
     def ranks(self) -> dict[str, int]:
         """Live rank of each layer, as the last allocation left it."""
@@ -101,7 +105,7 @@ def _read(folder: Path) -> Saved:
     if not os.path.lexists(path):
         raise FolderError(f"{folder} is no rankwise adapter: it has no {DESCRIPTION}.")
     description = read_description(path, folder)
-    names = 16 * len(description["layers"]) + len(description["trained"])
+    names = 16 * (len(description["layers"]) + len(description["parts"])) + len(description["trained"])
     most = min(MOST_HEADER, 2**16 + 2**10 * names)
     saved = Saved(tensors=read_tensors(folder / ADAPTER, folder, most), state={}, **description)
     _check_names(folder / ADAPTER, saved)
@@ -133,8 +137,9 @@ def read_tensors(path: Path, folder: Path, most: int) -> dict[str, Tensor]:
 
 def _check_names(path: Path, saved: Saved) -> None:
     """Every tensor is one that the description tells of, and every layer has its mask."""
+    known = saved.layers.keys() | set(saved.parts)
     for name in saved.tensors.keys() - set(saved.trained):
-        if name.rpartition("::")[0] not in saved.layers:
+        if name.rpartition("::")[0] not in known:
             raise FolderError(f"{path} does not hold what it should: extra {brief(name)}.")
     absent = [n for n in (*(f"{n}::live" for n in saved.layers), *saved.trained) if n not in saved.tensors]
     if absent:
@@ -157,7 +162,7 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def collect(adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def collect(adapters: Mapping[str, LowRank | Part], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """All tensors of an adaptation under the names they have in the file."""
     own = {f"{name}::{t}": v for name, adapter in adapters.items() for t, v in adapter.tensors().items()}
     return own | dict(trained)
@@ -180,7 +185,7 @@ def _describe_base(model: nn.Module) -> dict[str, Any]:
 def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
     """Raise FolderError at the first layer of the folder that the model has not, or has in another shape."""
     modules = dict(model.named_modules())
-    if any(isinstance(module, LowRank | FusedBlocks) for module in modules.values()):
+    if is_adapted(model):
         raise StateError("the model is adapted already. Undo, merge or reload it before loading an adapter into it.")
     for name, layer in saved.layers.items():
         path = name.partition("[")[0]
@@ -203,10 +208,11 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
             raise FolderError(f"{folder} was made for another head: {name} is {shapes}. Check num_labels.")
 
 
-def check_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank]) -> None:
+def check_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank], parts: Mapping[str, Part]) -> None:
     """Raise FolderError at the first layer that only one of folder and adaptation has, or that has too many ranks."""
-    for name in sorted(saved.layers.keys() ^ adapters.keys()):
-        where = "the folder, not the model" if name in saved.layers else "the model, not the folder"
+    in_folder = saved.layers.keys() | set(saved.parts)
+    for name in sorted(in_folder ^ (adapters.keys() | parts.keys())):
+        where = "the folder, not the model" if name in in_folder else "the model, not the folder"
         raise FolderError(f"{folder} was made for another adaptation: {name} is adapted in {where}.")
     for name, adapter in adapters.items():
         rank = saved.layers[name]["rank"]
@@ -240,19 +246,21 @@ def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str,
     _check_finite(folder / STATE, saved.state)
 
 
-def start_layers(folder: Path, method: Method, adapters: Mapping[str, LowRank]) -> None:
+def start_layers(folder: Path, method: Method, adapters: Mapping[str, LowRank], parts: Mapping[str, Part]) -> None:
     """Copy the saved tensors of the layers alone, not of what trained beside them; all ranks live."""
     saved = read(folder)
     if saved.method.name != method.name:
         raise FolderError(f"{folder} holds a {saved.method.name} adapter; this run uses {method.name}.")
-    check_layers(folder, saved, adapters)
-    own = collect(adapters, {})
+    check_layers(folder, saved, adapters, parts)
+    own = collect({**adapters, **parts}, {})
     _copy(folder, {name: saved.tensors[name] for name in saved.tensors.keys() & own.keys()}, own)
     for adapter in adapters.values():
         adapter.live.fill_(True)
 
 
-def copy_in(folder: Path, saved: Saved, adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]) -> None:
+def copy_in(
+    folder: Path, saved: Saved, adapters: Mapping[str, LowRank | Part], trained: Mapping[str, nn.Parameter]
+) -> None:
     """Copy saved tensors into an adaptation of the same layers and ranks."""
     _copy(folder, saved.tensors, collect(adapters, trained))
 

@@ -11,8 +11,9 @@ from rankwise.allocation.amount import check_budget, parameters_of
 from rankwise.allocation.schedule import Phases, Span, parse_span, steps_of
 from rankwise.errors import ConfigError
 from rankwise.methods.budget import Budget, BudgetController, Rules
-from rankwise.methods.low_rank import LowRankMethod, check_alpha, is_count
+from rankwise.methods.low_rank import LowRankMethod, check_alpha
 from rankwise.methods.regulariser import Regulariser
+from rankwise.methods.settings import is_count
 
 Score = Literal["sensitivity_uncertainty", "sensitivity", "raw_sensitivity", "magnitude"]
 

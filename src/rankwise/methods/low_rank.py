@@ -2,16 +2,19 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal, TypeVar, get_args, get_origin
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 from torch import nn
 
 from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
 from rankwise.base_layers import Block, sizes
 from rankwise.dropout import can_be_drawn
-from rankwise.errors import ConfigError, StateError, TargetError, nearest
-from rankwise.targets import ModelView, Site, check_targets, find_sites, listed_sites, trained_modules
+from rankwise.errors import ConfigError, TargetError
+from rankwise.left_out import left_out
+from rankwise.methods.installing import parameters_under, plain_view
+from rankwise.methods.settings import check_choices, is_count
+from rankwise.targets import Site, check_targets, find_sites, listed_sites, trained_modules
 
 T = TypeVar("T")
 
@@ -36,7 +39,7 @@ class LowRankMethod(Method):
     """Other ranks for the layers whose names end in the key."""
 
     def __post_init__(self) -> None:
-        self._check_choices()
+        check_choices(self)
         if not is_count(self.rank):
             raise ConfigError(f"rank={self.rank!r}: a low-rank update needs a whole rank of at least 1.")
         if not 0 <= self.dropout < 1:
@@ -49,14 +52,6 @@ class LowRankMethod(Method):
         low = {name: rank for name, rank in self.rank_pattern.items() if not is_count(rank)}
         if low:
             raise ConfigError(f"rank_pattern={low}: ranks are whole and at least 1; use exclude to leave a layer out.")
-
-    def _check_choices(self) -> None:
-        """Raise ConfigError for a word that is none of those its setting takes; it would pass for the default."""
-        for setting in fields(self):
-            value = vars(self)[setting.name]
-            if get_origin(setting.type) is Literal and value not in get_args(setting.type):
-                words = list(get_args(setting.type))
-                raise ConfigError(f"{setting.name}={value!r} is none of {words}.{nearest(str(value), words)}")
 
     @abstractmethod
     def build(self, base: nn.Module, site: Site) -> LowRank:
@@ -74,14 +69,14 @@ class LowRankMethod(Method):
 
         Raises StateError if the model is adapted already, TargetError if targets or ranks do not fit it.
         """
-        view = _view(model)
+        view = plain_view(model)
         trained = trained_modules(view, self.also_train)
         return self._install(model, find_sites(view, self.targets, self.exclude, trained), trained)
 
     def install_saved(self, model: nn.Module, layers: Sequence[str], trained: list[str]) -> Installed:
         """As `install`, for exactly the layers and parameters that a saved adapter lists: its targets may be a pattern
         that someone made to run for ever, and match something else in a model that has changed since."""
-        return self._install(model, listed_sites(_view(model), layers), trained)
+        return self._install(model, listed_sites(plain_view(model), layers), trained)
 
     def _install(self, model: nn.Module, sites: list[Site], trained: list[str]) -> Installed:
         self._check_ranks(sites)
@@ -108,17 +103,6 @@ class LowRankMethod(Method):
                 )
 
 
-def _view(model: nn.Module) -> ModelView:
-    if any(isinstance(m, LowRank | FusedBlocks) for m in model.modules()):
-        raise StateError("the model is adapted already. Undo, merge or reload it before adapting it again.")
-    return ModelView(model)
-
-
-def is_count(value: object) -> bool:
-    """Whether a setting is a whole number of at least 1; True is none."""
-    return type(value) is int and value >= 1
-
-
 def check_alpha(alpha: float | None, setting: str = "alpha") -> None:
     """Raise ConfigError for an alpha with which nothing would be learnt."""
     if alpha is not None and not alpha > 0:
@@ -136,20 +120,12 @@ def matching(pattern: Mapping[str, T], name: str, default: T) -> T:
     return pattern[max(keys, key=len)] if keys else default
 
 
-def _under(model: nn.Module, names: list[str]) -> dict[str, nn.Parameter]:
-    """The parameters in the named modules, or so named themselves; a tied one once."""
-    found: dict[nn.Parameter, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if any(name == n or name.startswith(n + ".") for n in names):
-            found.setdefault(parameter, name)
-    return {name: parameter for parameter, name in found.items()}
-
-
 def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:
     frozen_before = {p: p.requires_grad for p in model.parameters()}
-    heads = _under(model, trained)  # by the plain model's names: in an adapted layer they change
+    heads = parameters_under(model, trained)  # by the plain model's names: in an adapted layer they change
     values_before = {name: parameter.detach().clone() for name, parameter in heads.items()}
     originals = {site.path: site.module for site in sites}
+    notes = left_out(model, originals.values(), heads.values())
     places = _places(model, originals.values())
     for parameter in frozen_before:
         parameter.requires_grad_(False)
@@ -167,7 +143,7 @@ def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], 
         for parameter, required in frozen_before.items():
             parameter.requires_grad_(required)
 
-    return Installed(adapters, heads, values_before, undo)
+    return Installed(adapters, heads, values_before, undo, notes)
 
 
 def _replacements(sites: list[Site], adapters: dict[str, LowRank]) -> dict[str, nn.Module]:

@@ -22,7 +22,8 @@ from rankwise.base_layers import device_of, sizes
 from rankwise.distributed import gather, local
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
-from rankwise.methods.low_rank import LowRankMethod, check_alpha, is_count
+from rankwise.methods.low_rank import LowRankMethod, check_alpha
+from rankwise.methods.settings import is_count
 from rankwise.targets import Site
 
 

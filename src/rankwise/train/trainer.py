@@ -101,20 +101,22 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """One group for adapter tensors and two for the heads: biases and norms do not decay."""
+        """One group for low-rank tensors, two for what else the method trains and two for the heads: their biases and
+        norms do not decay."""
         optimizer: torch.optim.Optimizer | None = self.optimizer
         if optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            heads = list(self.adaptation.trained.values())
-            inside = {id(p) for p in heads}
-            adapters = [p for p in self.adaptation.parameters() if id(p) not in inside]
-            rate = self.args.learning_rate if self.head_learning_rate is None else self.head_learning_rate
-            matrices = [p for p in heads if p.ndim > 1]
-            vectors = [p for p in heads if p.ndim <= 1]
+            rate, decay, adaptation = self.args.learning_rate, self.args.weight_decay, self.adaptation
+            head_rate = rate if self.head_learning_rate is None else self.head_learning_rate
+            added = [p for part in adaptation.parts.values() for p in part.parameters()]
+            tuned = [p for name, p in adaptation.trained.items() if name in adaptation.tuned]
+            heads = [p for name, p in adaptation.trained.items() if name not in adaptation.tuned]
+            others = {id(p) for p in (*added, *tuned, *heads)}
+            low_rank = [p for p in adaptation.parameters() if id(p) not in others]
             groups = [
-                {"params": adapters, "weight_decay": self.args.weight_decay},
-                {"params": matrices, "weight_decay": self.args.weight_decay, "lr": rate},
-                {"params": vectors, "weight_decay": 0.0, "lr": rate},
+                {"params": low_rank, "weight_decay": decay},
+                *_decaying([*added, *tuned], decay, rate),
+                *_decaying(heads, decay, head_rate),
             ]
             self.optimizer = optimizer = cls([group for group in groups if group["params"]], **kwargs)
         return optimizer
@@ -200,6 +202,14 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
             return False
         is_best: bool = super()._determine_best_metric(metrics, trial)
         return is_best
+
+
+def _decaying(parameters: list[nn.Parameter], decay: float, rate: float) -> list[dict[str, Any]]:
+    """Their groups for an optimizer: matrices decay, vectors do not."""
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay, "lr": rate},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "lr": rate},
+    ]
 
 
 class AdaptationTrainer(AdaptationMixin, Trainer):
