@@ -15,6 +15,7 @@ from rankwise.errors import (
     StateError,
     TargetError,
 )
+from rankwise.io.loralib import Loralib
 from rankwise.methods import (
     METHODS,
     PRESETS,
@@ -63,6 +64,7 @@ __all__ = [
     "HoulsbyAdapter",
     "LinAdapter",
     "LoRA",
+    "Loralib",
     "NonFiniteError",
     "PfeifferAdapter",
     "Plan",

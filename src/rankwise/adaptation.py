@@ -15,34 +15,38 @@ from rankwise.allocation.history import History, Started
 from rankwise.base_layers import count
 from rankwise.errors import StateError
 from rankwise.io import folder as files
+from rankwise.io import peft_objects, sources
 from rankwise.io.export import Exported, Layout, Wanted, export_lora
 from rankwise.part import Part
 from rankwise.summary import summary
 
 
-def adapt(model: nn.Module, method: Method) -> "Adaptation":
+def adapt(model: nn.Module, method: Method | Any) -> "Adaptation":
     """Freeze `model` and put the method's adapters into it, in place: the model is changed whole, or not at all.
 
     The model keeps its class and, until training moves it, its outputs bit for bit. Build the optimizer afterwards,
-    from `adaptation.parameters()`.
+    from `adaptation.parameters()`. `method` may be a config of PEFT's: `adaptation.notes` says what its fields became.
 
     Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already.
     """
     model = compiling.inside(model)
-    return Adaptation(model, method, method.install(model))
+    return Adaptation(model, *peft_objects.install(model, method))
 
 
-def load(model: nn.Module, path: str | Path, *, resume: bool = True) -> "Adaptation":
-    """Put a saved adapter into `model`. With `resume`, training continues where it was saved; without, a new run starts
-    from the saved weights.
+def load(
+    model: nn.Module, path: sources.Source, *, method: Method | str | None = None, resume: bool = True
+) -> "Adaptation":
+    """Put a saved adapter into `model`: a native folder, PEFT's, or a `Loralib` checkpoint. With `resume`, training
+    continues where it was saved; without, and always with another `method`, a new run starts from the saved update.
 
-    Raises FolderError, the model unchanged, if the folder is broken, holds NaN, or was made for another architecture.
+    Raises FolderError, the model unchanged, if it is broken or of another model; ConfigError if `method` cannot be it.
     """
-    path = Path(path)
-    saved = files.read(path)
     model = compiling.inside(model)
+    path, saved, notes = sources.opened(path, method, model)
     files.check_fits(path, saved, model)
-    adaptation = Adaptation(model, saved.method, saved.method.install_saved(model, list(saved.layers), saved.trained))
+    installed = saved.method.install_saved(model, list(saved.layers), saved.trained)
+    installed.notes += notes
+    adaptation = Adaptation(model, saved.method, installed)
     try:
         adaptation._take(path, saved, resume=resume)
     except BaseException:
@@ -114,10 +118,7 @@ class Adaptation:
 
     def _take(self, path: Path, saved: files.Saved, *, resume: bool) -> None:
         files.check_layers(path, saved, self.adapters, self.parts)
-        if any(saved.layers[name]["rank"] != adapter.rank for name, adapter in self.adapters.items()):
-            for name, adapter in self.adapters.items():
-                adapter.live[saved.layers[name]["rank"] :] = False
-            surgery.compact(self.adapters, None)
+        surgery.shrink(self.adapters, {name: layer["rank"] for name, layer in saved.layers.items()})
         if resume and saved.run is not None:
             files.check_run(path, saved, self.method, self.adapters)
         files.copy_in(path, saved, self._added(), self.trained)

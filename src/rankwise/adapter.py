@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankwise.distributed import grouped, is_split
 from rankwise.dropout import draw
+from rankwise.errors import ConfigError
 from rankwise.fake import is_fake
 from rankwise.low_rank_op import Factors, hold, low_rank_branch, low_rank_linear
 from rankwise.part import Part
@@ -127,6 +128,13 @@ class LowRank(nn.Module, ABC):
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """By short name, without the base's."""
         return dict(self.named_parameters(recurse=False))
+
+    def take_over(self, factors: Factors) -> None:
+        """Set the tensors so that Δ is what it is in `factors`, of at most as many ranks; the other ranks add nothing.
+
+        Raises ConfigError where no setting of the tensors gives any low-rank update.
+        """
+        raise ConfigError(f"a {type(self).__name__} cannot express the update of another method exactly.")
 
     def tensors(self) -> dict[str, Tensor]:
         """The layer's own parameters and buffers by short name, without the base's, and what it saves for others."""

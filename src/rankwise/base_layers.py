@@ -218,6 +218,13 @@ def count(model: nn.Module) -> int:
     return total
 
 
+def weightless(d_out: int, d_in: int) -> nn.Linear:
+    """A linear layer of that shape whose weight takes no memory and is nothing to compute with."""
+    linear = nn.Linear(d_in, d_out, bias=False, device="meta")
+    linear.weight = nn.Parameter(torch.zeros(1).expand(d_out, d_in), requires_grad=False)
+    return linear
+
+
 @torch.no_grad()
 def unpacked(base: nn.Module) -> nn.Linear:
     """An ordinary linear, in float32, with the weight that a packed layer computes with."""

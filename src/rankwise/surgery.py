@@ -159,6 +159,14 @@ def compact(adapters: Mapping[str, LowRank], optimizer: Optimizer | None) -> Com
     return Compaction(result.kept, result.replaced, regrown)
 
 
+def shrink(adapters: Mapping[str, LowRank], ranks: Mapping[str, int]) -> None:
+    """Take new layers down to the ranks that a saved adapter has; what their tensors hold is still to come."""
+    if any(ranks[name] != adapter.rank for name, adapter in adapters.items()):
+        for name, adapter in adapters.items():
+            adapter.live[ranks[name] :] = False
+        compact(adapters, None)
+
+
 def _sliced(old: nn.Parameter, dim: int, ranks: Tensor) -> nn.Parameter:
     new = nn.Parameter(old.detach().index_select(dim, ranks), requires_grad=old.requires_grad)
     if old.grad is not None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": ("rankwise.cli.inspect", "show ranks and frozen projections of a run, or the layers of a model"),
     "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder for other engines"),
     "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),
+    "convert": ("rankwise.cli.convert", "write an adapter, PEFT's or loralib's too, as another method's; exactly"),
     "demo": ("rankwise.cli.demo", "run a small real job on a model and data that install with pip"),
 }
 

@@ -48,6 +48,13 @@ class AFLoRALayer(LowRank):
     def factors(self) -> Factors:
         return Factors(self.B, self.A, gate=self.s_d, out=self.s_b)
 
+    @torch.no_grad()
+    def take_over(self, factors: Factors) -> None:
+        up, down, *_ = factors.folded()
+        self.A[: len(down)], self.B[:, : len(down)] = down, up
+        self.s_d.zero_()[: len(down)] = 1.0
+        self.s_b.fill_(1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AFLoRA(LowRankMethod):

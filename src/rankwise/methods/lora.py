@@ -41,6 +41,12 @@ class LoRALayer(LowRank):
     def factors(self) -> Factors:
         return Factors(self.B, self.A, scale=self.scale)
 
+    @torch.no_grad()
+    def take_over(self, factors: Factors) -> None:
+        up, down, *_ = factors.folded()
+        self.A[: len(down)] = down
+        self.B.zero_()[:, : len(down)] = up / self.scale
+
 
 def check_std(init_std: float) -> None:
     """Raise ConfigError for a start from which nothing is learnt."""

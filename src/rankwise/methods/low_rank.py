@@ -1,14 +1,14 @@
 """What every low-rank method shares: its common settings, and its installation into a model, written once."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
 from torch import nn
 
 from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
-from rankwise.base_layers import Block, sizes
+from rankwise.base_layers import Block, sizes, weightless
 from rankwise.dropout import can_be_drawn
 from rankwise.errors import ConfigError, TargetError
 from rankwise.left_out import left_out
@@ -78,20 +78,28 @@ class LowRankMethod(Method):
         that someone made to run for ever, and match something else in a model that has changed since."""
         return self._install(model, listed_sites(plain_view(model), layers), trained)
 
+    def build_bare(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, LowRank]:
+        """New layers of these names and shapes (d_out, d_in), on bases without a weight: for their tensors alone."""
+        return self._built([Site(name, name, weightless(*shape), "other") for name, shape in shapes.items()])
+
     def _install(self, model: nn.Module, sites: list[Site], trained: list[str]) -> Installed:
+        return _swap_in(model, sites, self._built(sites), trained)
+
+    def _built(self, sites: list[Site]) -> dict[str, LowRank]:
         self._check_ranks(sites)
         adapters = {site.name: self._build(site) for site in sites}
         self.connect(adapters)
-        return _swap_in(model, sites, adapters, trained)
+        return adapters
 
     def _build(self, site: Site) -> LowRank:
         base = site.module if site.rows is None else Block(site.module, *site.rows)
         return self.build(base, site)
 
     def _check_ranks(self, sites: list[Site]) -> None:
+        known = {ending for site in sites for ending in endings(site.name)}
         for setting in ("rank_pattern", "alpha_pattern"):
             for key in vars(self).get(setting, {}):  # not every method has an alpha for each layer
-                if not any(ends_in(s.name, key) for s in sites):
+                if key not in known:
                     raise TargetError(f"{setting} names {key!r}, which is none of the {len(sites)} adapted layers.")
         for site in sites if self.bounded_rank else ():
             d_in, d_out = sizes(site.module)
@@ -109,15 +117,16 @@ def check_alpha(alpha: float | None, setting: str = "alpha") -> None:
         raise ConfigError(f"{setting}={alpha} scales the update and must be positive.")
 
 
-def ends_in(name: str, suffix: str) -> bool:
-    """Whether `suffix` is the whole name or its last components."""
-    return name == suffix or name.endswith("." + suffix)
-
-
 def matching(pattern: Mapping[str, T], name: str, default: T) -> T:
     """The value of the longest key that `name` ends in."""
-    keys = [k for k in pattern if ends_in(name, k)]
-    return pattern[max(keys, key=len)] if keys else default
+    return next((pattern[ending] for ending in endings(name) if ending in pattern), default)
+
+
+def endings(name: str) -> Iterator[str]:
+    """ "a.b.c", "b.c" and "c"."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def _swap_in(model: nn.Module, sites: list[Site], adapters: dict[str, LowRank], trained: list[str]) -> Installed:

@@ -37,6 +37,12 @@ class SVDLayer(LowRank):
     def factors(self) -> Factors:
         return Factors(self.P, self.Q, gate=self.lam, scale=self.scale)
 
+    @torch.no_grad()
+    def take_over(self, factors: Factors) -> None:
+        P, sigma, Q = factors.svd()
+        self.P[:, : len(sigma)], self.Q[: len(sigma)] = P, Q
+        self.lam.zero_()[: len(sigma)] = sigma / self.scale
+
     def triplet(self) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
         return self.P, self.lam, self.Q
 

@@ -64,7 +64,7 @@ def plan(
             layers={name: adapter.rank for name, adapter in installed.adapters.items()},
             notes=installed.notes,
             total=total,
-            heads=sum(p.numel() for p in installed.trained.values()),
+            heads=sum(p.numel() for n, p in installed.trained.items() if n not in installed.tuned),
             trainable=trial.course(method, controller),
             memory=trial.memory(installed, controller),
             run=run,
