@@ -15,7 +15,7 @@ SOURCE = Path(rankwise.__file__).parent
 
 # From left to right. A part may import those before it and its own; parts in one row not each other.
 ORDER = [
-    ["errors", "fake"],
+    ["errors", "fake", "controller"],
     ["distributed", "dropout"],
     ["low_rank_op", "part"],
     ["adapter"],
@@ -26,8 +26,13 @@ ORDER = [
     ["allocation", "left_out"],
     ["methods"],
     ["surgery"],
+    ["merging"],
     ["io", "hook", "summary"],
     ["adaptation", "planning"],
+    ["adapting"],
+    ["finished"],
+    ["banked"],
+    ["bank"],
     [""],  # rankwise/__init__.py: the public names
     ["train"],
     ["demo"],
@@ -46,12 +51,14 @@ OUTSIDE = {
     "dropout": {"torch"},
     "low_rank_op": {"torch"},
     "adapter": {"torch"},
+    "controller": {"torch"},
     "architectures": {"torch"},
     "allocation": {"torch"},
     "compiling": {"torch"},
     "part": {"torch"},
     "places": {"torch"},
     "hook": {"torch"},
+    "merging": {"torch"},
     "surgery": {"torch"},
 }
 

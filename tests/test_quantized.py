@@ -1,6 +1,7 @@
 """Quantised bases: every kind trains, saves and loads under every method, stays as it was, and is merged on request."""
 
 import copy
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +19,16 @@ from transformers import (
     LlamaForSequenceClassification,
     Phi3Config,
     Phi3ForCausalLM,
+    TorchAoConfig,
     Trainer,
     TrainingArguments,
 )
 
 import rankwise as rw
+import tiny
 from rankwise.adapter import Method
 from rankwise.base_layers import Block, device_of, is_packed, kind_of, sizes, weight
+from rankwise.cli import main
 
 STEPS = 10
 SHORT: dict[str, Any] = {"warmup": 2, "cooldown": 3, "every": 1}
@@ -339,3 +343,32 @@ def test_a_compiled_quantised_model_is_one_graph():
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     compiled(input_ids=IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None for p in twin.parameters() if p.requires_grad)
+
+
+def test_merge_on_the_command_line_needs_to_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A base that transformers quantises as it loads; what is written has nothing quantised, the head included."""
+    ao = torchao()
+    base = tiny.save_model("llama", tmp_path / "plain")
+    settings = TorchAoConfig(ao.Int8WeightOnlyConfig())
+    quantised = AutoModelForCausalLM.from_pretrained(base, quantization_config=settings)
+    quantised.save_pretrained(tmp_path / "base")
+    for file in base.glob("*token*"):
+        shutil.copy(file, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adaptation = rw.adapt(model, rw.LoRA(rank=3, targets=["q_proj", "v_proj"]))  # the others stay packed until the end
+    for adapter in adaptation.adapters.values():
+        nn.init.normal_(adapter.B, std=0.1)
+    adaptation.save(tmp_path / "adapter")
+    words = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        adapted = model.eval()(words).logits
+    arguments = ["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--model", str(tmp_path / "base")]
+    assert main(arguments) == 2
+    assert "quantised weight" in capsys.readouterr().err and not (tmp_path / "merged").exists()
+    assert main([*arguments, "--dequantize"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not any(is_packed(m) for m in merged.modules() if isinstance(m, nn.Linear))
+    assert "quantization_config" not in (tmp_path / "merged" / "config.json").read_text()
+    with torch.no_grad():
+        torch.testing.assert_close(merged.eval()(words).logits, adapted, rtol=1e-2, atol=1e-2)
+    assert "same first choice" in capsys.readouterr().out

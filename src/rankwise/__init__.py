@@ -3,8 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from rankwise.adaptation import Adaptation, adapt, load
+from rankwise.adaptation import Adaptation
+from rankwise.adapting import adapt, load
 from rankwise.allocation.schedule import epochs
+from rankwise.bank import Bank
 from rankwise.errors import (
     ConfigError,
     DataError,
@@ -55,6 +57,7 @@ __all__ = [
     "Adaptation",
     "AdaptationCallback",
     "AdapterDrop",
+    "Bank",
     "BitFit",
     "ConfigError",
     "DataError",

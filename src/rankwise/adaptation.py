@@ -1,58 +1,25 @@
-"""`adapt`, `load` and `Adaptation`: the façade over surgery, hook and files."""
+"""`Adaptation`: the façade over surgery, hook and files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
-from rankwise import compiling, distributed, hook, surgery
-from rankwise.adapter import Controller, Installed, LowRank, Method
+from rankwise import compiling, distributed, hook, merging, surgery
+from rankwise.adapter import Installed, LowRank, Method
 from rankwise.allocation.history import History, Started
 from rankwise.base_layers import count
+from rankwise.controller import Controller
 from rankwise.errors import StateError
 from rankwise.io import folder as files
-from rankwise.io import peft_objects, sources
+from rankwise.io import hub
 from rankwise.io.export import Exported, Layout, Wanted, export_lora
 from rankwise.part import Part
 from rankwise.summary import summary
-
-
-def adapt(model: nn.Module, method: Method | Any) -> "Adaptation":
-    """Freeze `model` and put the method's adapters into it, in place: the model is changed whole, or not at all.
-
-    The model keeps its class and, until training moves it, its outputs bit for bit. Build the optimizer afterwards,
-    from `adaptation.parameters()`. `method` may be a config of PEFT's: `adaptation.notes` says what its fields became.
-
-    Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already.
-    """
-    model = compiling.inside(model)
-    return Adaptation(model, *peft_objects.install(model, method))
-
-
-def load(
-    model: nn.Module, path: sources.Source, *, method: Method | str | None = None, resume: bool = True
-) -> "Adaptation":
-    """Put a saved adapter into `model`: a native folder, PEFT's, or a `Loralib` checkpoint. With `resume`, training
-    continues where it was saved; without, and always with another `method`, a new run starts from the saved update.
-
-    Raises FolderError, the model unchanged, if it is broken or of another model; ConfigError if `method` cannot be it.
-    """
-    model = compiling.inside(model)
-    path, saved, notes = sources.opened(path, method, model)
-    files.check_fits(path, saved, model)
-    installed = saved.method.install_saved(model, list(saved.layers), saved.trained)
-    installed.notes += notes
-    adaptation = Adaptation(model, saved.method, installed)
-    try:
-        adaptation._take(path, saved, resume=resume)
-    except BaseException:
-        adaptation.undo()
-        raise
-    return adaptation
 
 
 class Adaptation:
@@ -67,7 +34,7 @@ class Adaptation:
         self.history = History()
         self.controller: Controller | None = None
         self.attachment: hook.Attachment | None = None
-        self.merge_error: surgery.MergeError | None = None
+        self.merge_error: merging.MergeError | None = None
         self._undo, self._originals = installed.undo, installed.originals
         self._trains = [
             (a, t) for a in self._added().values() for t, p in a.own_parameters().items() if p.requires_grad
@@ -106,8 +73,7 @@ class Adaptation:
         Build the optimizer afterwards, from `parameters()`: it lists what has frozen too, so that a saved optimizer
         state fits. Raises FolderError if the folder is of another adaptation.
         """
-        path = Path(path)
-        self._take(path, files.read(path), resume=resume)
+        self._take(Path(path), files.read(Path(path)), resume=resume)
 
     def start_from(self, path: str | Path) -> None:
         """Take the adapter tensors of a saved adapter as the start of a new run; heads and ranks stay as they are.
@@ -184,20 +150,20 @@ class Adaptation:
             self.controller.keep(result.kept)
         return result.regrown
 
-    def merge(self, *, dequantize: bool = False) -> nn.Module:
-        """Add every update to its weight, in float32 with one rounding, and give back the plain model. Heads stay as
-        trained. The adaptation is over: it holds nothing any more but `merge_error`, measured on random inputs.
-
-        Raises StateError where a base is quantised, unless `dequantize` lets plain linears take its layers' places; and
-        for methods whose trained model is no plain one.
+    def merge(
+        self, *, dequantize: bool = False, dtype: torch.dtype | None = None, samples: Sequence[merging.Sample] = ()
+    ) -> nn.Module:
+        """Add every update to its weight, in float32 with one rounding (to `dtype`, if given), and give back the plain
+        model, heads as trained. The adaptation holds nothing any more but `merge_error`, measured layer by layer and on
+        `samples`, keyword arguments of the model, end to end. StateError: a base is quantised, and `dequantize` is off;
+        or the method's trained model is no plain one.
         """
         self._check_detached()
         if self.method.cannot_merge is not None:
             raise StateError(f"{self.method.name} cannot be merged: {self.method.cannot_merge}. save() it instead.")
         distributed.refuse_split(self.model, "merging")
-        self.merge_error, successors = surgery.merge(self.model, self.adapters, dequantize=dequantize)
-        self._take_out()
-        surgery.replace_modules(self.model, successors)
+        how = merging.How(dequantize, dtype, samples)
+        self.merge_error = merging.merge(self.model, self.adapters, self._take_out, how)
         return self.model
 
     def undo(self) -> nn.Module:
@@ -247,6 +213,10 @@ class Adaptation:
             raise StateError(f"{self.method.name} has no LoRA folder: {self.method.cannot_export}. save() it instead.")
         wanted = Wanted(layout=layout, rank=rank, heads=heads, base_model=base_model)
         return export_lora(Path(path), self.model, self.adapters, self.trained, wanted)
+
+    def push_to_hub(self, hub_id: str, **settings: Unpack[hub.Upload]) -> str:
+        """`save` to the hub as "user/name", with a card. Returns the commit's address; FolderError if refused."""
+        return hub.push(hub_id, self.save, **settings)
 
     def __repr__(self) -> str:
         heads = [name for name in self.trained if name not in self.tuned]

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
+from rankwise.controller import Controller
 from rankwise.errors import ScheduleError
 
 MOST_REBUILDS = 6  # moments at which a method may freeze under torch.compile: each costs a compilation

@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
 from rankwise.allocation.history import Froze, History, SkippedNonFinite
 from rankwise.base_layers import is_from
+from rankwise.controller import Controller
 from rankwise.distributed import everywhere, local
 from rankwise.errors import NonFiniteError, StateError
 

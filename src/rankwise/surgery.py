@@ -1,9 +1,8 @@
-"""Operations on an adapted model's modules: disable, merge, compact. No files, no training loop."""
+"""Operations on an adapted model's modules: disable, swap, compact. No files, no training loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -11,9 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rankwise.adapter import LowRank
-from rankwise.base_layers import add_to_weight_, device_of, dtype_of, holder, is_packed, on, sizes, unpacked
-from rankwise.errors import StateError
-from rankwise.low_rank_op import low_rank_branch
 from rankwise.part import Part
 
 
@@ -35,84 +31,6 @@ def disabled(
             adapter.enabled = enabled
         for name, parameter in trained.items():
             parameter.data = values[name]
-
-
-@dataclass(frozen=True)
-class MergeError:
-    """How far merged layers are from base plus branch: ‖merged(x) − (base(x) + Δx)‖ / ‖base(x) + Δx‖, x random."""
-
-    layers: dict[str, float]
-
-    @property
-    def largest(self) -> float:
-        return max(self.layers.values(), default=0.0)
-
-    @property
-    def median(self) -> float:
-        return median(self.layers.values() or [0.0])
-
-    def __str__(self) -> str:
-        if not self.layers:
-            return "nothing to merge: the weights of the model itself were trained"
-        name = max(self.layers, key=self.layers.__getitem__)
-        figures = f"median {self.median:.1e}, largest {self.largest:.1e} in {name}"
-        return f"relative error of {len(self.layers)} merged layers: {figures}"
-
-
-@torch.no_grad()
-def merge(
-    model: nn.Module, adapters: Mapping[str, LowRank], *, dequantize: bool
-) -> tuple[MergeError, dict[nn.Module, nn.Module]]:
-    """W ← W + Δ in every base layer, added in float32 and rounded once. The adapters stay in place.
-
-    A quantised layer is left as it is, and has a successor in what is returned: an ordinary linear in the type it
-    computes in, for the caller to put in its place. Raises StateError, with nothing merged, if there is one and
-    `dequantize` is off.
-    """
-    packed = [name for name, adapter in adapters.items() if is_packed(adapter.base)]
-    if packed and not dequantize:
-        raise StateError(
-            f"{len(packed)} of {len(adapters)} layers have a quantised weight, {packed[0]} first, and most of an "
-            "update would be lost in rounding to it. merge(dequantize=True) puts ordinary linears in their places, "
-            "which take more memory; or save() the adapter and keep it beside the quantised model."
-        )
-    parts: dict[nn.Module, dict[str, LowRank]] = {}  # the blocks of a fused layer together: it is unpacked once
-    for name, adapter in adapters.items():
-        parts.setdefault(holder(adapter.base), {})[name] = adapter
-    others_dtype = _dtype_outside(model, adapters)
-    errors: dict[str, float] = {}
-    successors: dict[nn.Module, nn.Module] = {}
-    for layer, blocks in parts.items():
-        merged, errors_of_layer = _merged(layer, blocks, dtype_of(layer) or others_dtype)
-        errors |= errors_of_layer
-        if merged is not layer:
-            successors[layer] = merged
-    return MergeError(errors), successors
-
-
-def _merged(layer: nn.Module, blocks: Mapping[str, LowRank], dtype: torch.dtype) -> tuple[nn.Module, dict[str, float]]:
-    """The layer with its updates added, itself or a successor, and the error of each block."""
-    x = _probe(layer, dtype)
-    expected = {n: a.base(x).float() + low_rank_branch(x, a.factors().to(dtype)).float() for n, a in blocks.items()}
-    merged = unpacked(layer) if is_packed(layer) else layer
-    for adapter in blocks.values():
-        add_to_weight_(on(merged, adapter.base), adapter.delta())
-    if merged is not layer:
-        merged = merged.to(dtype)
-    got = {n: on(merged, a.base)(x).float() for n, a in blocks.items()}
-    return merged, {n: float((got[n] - y).norm() / y.norm().clamp_min(1e-30)) for n, y in expected.items()}
-
-
-def _probe(layer: nn.Module, dtype: torch.dtype, rows: int = 32) -> Tensor:
-    """Normal inputs, the same each time and without touching the global generator."""
-    x = torch.randn(rows, sizes(layer)[0], generator=torch.Generator().manual_seed(0))
-    return x.to(device_of(layer), dtype)
-
-
-def _dtype_outside(model: nn.Module, adapters: Mapping[str, LowRank]) -> torch.dtype:
-    """The type of the model around its adapters, for layers that do not say theirs."""
-    own = {p for adapter in adapters.values() for p in adapter.parameters(recurse=False)}
-    return next((p.dtype for p in model.parameters() if p not in own and p.is_floating_point()), torch.float32)
 
 
 def replace_modules(model: nn.Module, successors: Mapping[nn.Module, nn.Module]) -> None:

@@ -17,6 +17,7 @@ COMMANDS = {
     "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder for other engines"),
     "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),
     "convert": ("rankwise.cli.convert", "write an adapter, PEFT's or loralib's too, as another method's; exactly"),
+    "merge": ("rankwise.cli.merge", "write a plain model with the updates of an adapter in its weights, and prove it"),
     "demo": ("rankwise.cli.demo", "run a small real job on a model and data that install with pip"),
 }
 

@@ -4,7 +4,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rankwise.adaptation import Adaptation, load
+from rankwise.adaptation import Adaptation
+from rankwise.adapting import load
 from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from rankwise.adaptation import load
+from rankwise.adapting import load
 from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console

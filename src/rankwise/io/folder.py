@@ -62,7 +62,7 @@ class Saved:
         layers = {n: {"rank": a.rank, "shape": list(reversed(sizes(a.base)))} for n, a in adapters.items()}
         tensors = whole(collect({**adapters, **parts}, trained))
         named: dict[str, Any] = {"parts": list(parts), "trained": list(trained)}
-        return cls(method, _describe_base(model), layers, tensors=tensors, **named, **run_state)
+        return cls(method, describe_base(model), layers, tensors=tensors, **named, **run_state)
 
     def ranks(self) -> dict[str, int]:
         """Live rank of each layer, as the last allocation left it."""
@@ -174,7 +174,7 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(tensors, gather([local(t) for t in given], given), strict=True))
 
 
-def _describe_base(model: nn.Module) -> dict[str, Any]:
+def describe_base(model: nn.Module) -> dict[str, Any]:
     """Name and kind of a transformers model, for the description file; None where it says nothing."""
     config = vars(model).get("config")
     if config is None:

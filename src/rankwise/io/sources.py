@@ -13,20 +13,24 @@ from rankwise.io import folder as native
 from rankwise.io import peft_format, peft_import
 from rankwise.io.convert import convert
 from rankwise.io.folder import DESCRIPTION, Saved
+from rankwise.io.hub import located
 from rankwise.io.loralib import Loralib
 
 Source = str | Path | Loralib
 
 
 def opened(
-    source: Source, method: Method | str | Mapping[str, Any] | None, model: nn.Module | None = None
+    source: Source,
+    method: Method | str | Mapping[str, Any] | None,
+    model: nn.Module | None = None,
+    revision: str | None = None,
 ) -> tuple[Path, Saved, list[str]]:
     """Where it lies, what it holds, as an adapter of `method` if one is given, and in words what that meant.
 
     `model` is the plain model that it is for; of all formats PEFT's VeRA alone cannot be read without. Raises
     FolderError, naming the file and what is wrong with it; ConfigError where the method cannot hold it exactly.
     """
-    path = Path(source.path if isinstance(source, Loralib) else source)
+    path = Path(source.path) if isinstance(source, Loralib) else located(source, revision)
     saved = source.read() if isinstance(source, Loralib) else _read(path, model)
     if method is None:
         return path, saved, []

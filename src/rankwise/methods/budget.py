@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
 from rankwise.allocation.forecast import Forecast, Units
 from rankwise.allocation.history import Allocated, Event, quantiles
 from rankwise.allocation.importance import Importance, raw_signal
 from rankwise.allocation.schedule import Phases, cubic_budget
 from rankwise.allocation.selection import keep_above, keep_affordable, keep_top
+from rankwise.controller import Controller
 from rankwise.distributed import local, own_state, part, rank_means, whole_state
 from rankwise.methods.regulariser import Regulariser
 

@@ -12,12 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
 from rankwise.allocation.forecast import Forecast, Units
 from rankwise.allocation.history import Event, Froze, quantiles
 from rankwise.allocation.importance import Importance, Signal, raw_signal
 from rankwise.allocation.schedule import Phases, frozen_share
 from rankwise.allocation.selection import below_quantile, lowest
+from rankwise.controller import Controller
 from rankwise.distributed import gather, local, means, own_state, whole_state
 
 

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
 from rankwise.allocation.history import Event
 from rankwise.allocation.importance import Signal
 from rankwise.allocation.schedule import Phases, Span, parse_span, steps_of
+from rankwise.controller import Controller
 from rankwise.errors import ConfigError, FolderError, ScheduleError
 from rankwise.methods.adalora import TripletBudget
 from rankwise.methods.budget import BudgetController

@@ -82,6 +82,10 @@ class LowRankMethod(Method):
         """New layers of these names and shapes (d_out, d_in), on bases without a weight: for their tensors alone."""
         return self._built([Site(name, name, weightless(*shape), "other") for name, shape in shapes.items()])
 
+    def build_saved(self, model: nn.Module, layers: Sequence[str]) -> dict[str, LowRank]:
+        """The layers that a saved adapter lists, built around the model's own and not put into it."""
+        return self._built(listed_sites(plain_view(model), layers))
+
     def _install(self, model: nn.Module, sites: list[Site], trained: list[str]) -> Installed:
         return _swap_in(model, sites, self._built(sites), trained)
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
 from rankwise.allocation.cosine import cosine
 from rankwise.allocation.history import Event
 from rankwise.allocation.orthogonality import orthogonality
+from rankwise.controller import Controller
 from rankwise.distributed import Columns, local
 
 Form = Literal["mean_norm", "sum_of_squares", "cosine"]

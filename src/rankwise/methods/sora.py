@@ -15,10 +15,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rankwise.adapter import Controller, LowRank
+from rankwise.adapter import LowRank
 from rankwise.allocation.history import Closed, Event
 from rankwise.allocation.schedule import staircase
 from rankwise.base_layers import device_of, sizes
+from rankwise.controller import Controller
 from rankwise.distributed import gather, local
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors

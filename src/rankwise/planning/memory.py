@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from rankwise.adapter import Controller, Installed
+from rankwise.adapter import Installed
+from rankwise.controller import Controller
 from rankwise.planning.trace import peak_of_pass
 
 MOMENTS = {"adamw": 2, "sgd": 0}  # tensors that the optimizer keeps for each that trains

@@ -8,8 +8,9 @@ from dataclasses import fields, replace
 import torch
 from torch import nn
 
-from rankwise.adapter import Controller, Installed, Method
+from rankwise.adapter import Installed, Method
 from rankwise.base_layers import count, sizes
+from rankwise.controller import Controller
 from rankwise.errors import ConfigError, TargetError
 from rankwise.planning.course import Course
 from rankwise.planning.memory import Memory, memory_of

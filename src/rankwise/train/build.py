@@ -8,6 +8,8 @@ from transformers import GenerationConfig as HFGenerationConfig
 from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from rankwise.train.job import Job
+from rankwise.train.record import TENSORBOARD
+from rankwise.train.trackers import write_tensorboard_to
 from rankwise.train.trainer import AdaptationSeq2SeqTrainer, AdaptationTrainer
 
 
@@ -30,6 +32,7 @@ def build_trainer(job: Job, output: Path, history: Path | None) -> Trainer:
         **collator,
     )
     trainer.remove_callback(PrinterCallback)  # one progress bar is enough
+    write_tensorboard_to(trainer, output / TENSORBOARD)
     return trainer
 
 
@@ -92,7 +95,7 @@ def _arguments(job: Job, output: Path) -> dict[str, Any]:
         "seed": t.seed,
         "data_seed": t.seed,
         "logging_steps": t.log_every,
-        "report_to": "none",
+        "report_to": list(t.report_to),
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,
         "use_cpu": not torch.accelerator.is_available(),  # bf16 is refused otherwise where there is no accelerator

@@ -58,6 +58,8 @@ class TrainingConfig:
     """End with the best evaluated checkpoint; for a budgeted method, the best of the final phase."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Trackers that get what is logged, with ranks, budget and frozen share; each is a package to install."""
     seed: int = 0
     """Seed of adapters, heads, dropout and the order of the rows."""
 

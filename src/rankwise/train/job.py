@@ -7,7 +7,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from rankwise.adaptation import Adaptation, adapt, load
+from rankwise.adaptation import Adaptation
+from rankwise.adapting import adapt, load
 from rankwise.errors import ConfigError
 from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig

@@ -28,7 +28,7 @@ CONFIG, ENVIRONMENT, HISTORY, METRICS, RESULTS = (
     "metrics.jsonl",
     "results.json",
 )
-ADAPTER, CHECKPOINTS = "adapter", "checkpoints"
+ADAPTER, CHECKPOINTS, TENSORBOARD = "adapter", "checkpoints", "tensorboard"
 
 
 def config_as_dict(config: RunConfig) -> dict[str, Any]:

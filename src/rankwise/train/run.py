@@ -18,6 +18,7 @@ from rankwise.train.config import RunConfig
 from rankwise.train.evaluation import Scores, evaluate, generate, sample_prompts
 from rankwise.train.job import Job, make_job
 from rankwise.train.progress import MetricsFile, ProgressCallback
+from rankwise.train.trackers import check_installed
 from rankwise.train.trainer import complete_checkpoints
 
 
@@ -38,6 +39,7 @@ class Result:
     seconds: float
     peak_memory: int  # bytes
     samples: list[dict[str, str]]  # prompt, before, after; of causal models that generate
+    labels: list[str] | None  # names of the classes, in the order of the model's outputs
 
 
 def train(config: RunConfig, console: Console, *, resume: bool = False) -> Result:
@@ -50,6 +52,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
     console.quiet = console.quiet or not is_first()
     with together():
         record.check_output(folder, config, resume=resume)
+        check_installed(config.training.report_to)
     job = make_job(config)
     _check_schedule(job)
     _say_what(job, console)
@@ -94,6 +97,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
             {"prompt": str(p), "before": b, "after": a}
             for p, b, a in zip(prompts, before_texts, generate(job, trainer, prompts), strict=True)
         ],
+        labels=None if job.prepared.labels is None else list(job.prepared.labels.names),
     )
     with together():
         job.adaptation.save(folder / record.ADAPTER)

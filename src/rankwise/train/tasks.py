@@ -11,6 +11,7 @@ from transformers import (
     MODEL_FOR_QUESTION_ANSWERING_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
@@ -43,6 +44,21 @@ TASKS = {
     "causal-lm": Task(model_class=AutoModelForCausalLM, models=MODEL_FOR_CAUSAL_LM_MAPPING),
     "seq2seq": Task(model_class=AutoModelForSeq2SeqLM, models=MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
 }
+
+
+HEADS = {
+    "CausalLM": "causal-lm",
+    "LMHead": "causal-lm",
+    "ConditionalGeneration": "seq2seq",
+    "QuestionAnswering": "span-qa",
+}
+
+
+def usual_class(model_config: PretrainedConfig) -> Any:
+    """The AutoModel class with the head that the checkpoint was saved with, or else one to classify with."""
+    classes = " ".join(model_config.architectures or [])
+    task = TASKS[next((t for word, t in HEADS.items() if word in classes), "classification")]
+    return task.model_class if type(model_config) in task.models else AutoModel
 
 
 # RoBERTa's positions begin behind its padding token's id

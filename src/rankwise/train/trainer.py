@@ -20,6 +20,7 @@ from rankwise.train.callback import AdaptationCallback
 from rankwise.train.checkpoint import LOSS_SUMS, check_checkpoint, read_loss_sums, readable
 from rankwise.train.hub import push_checkpoint
 from rankwise.train.shared_folder import shared_folder
+from rankwise.train.trackers import report_ranks
 
 _Base = Trainer if TYPE_CHECKING else object
 
@@ -57,6 +58,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         self.adaptation_callback = AdaptationCallback(adaptation, history)
         self.adaptation_callback.saves = False
         self.add_callback(self.adaptation_callback)
+        report_ranks(self, adaptation)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's; a resumed run ends bit for bit where the uninterrupted one does, its training loss included."""

@@ -1,0 +1,112 @@
+"""rankwise merge RUN|ADAPTER OUT"""
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rankwise.adapting import load
+from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.config_file import config_from_dict
+from rankwise.cli.console import make_console
+from rankwise.errors import ConfigError, DataError, FolderError
+from rankwise.io.atomic import replaced_folder
+from rankwise.io.hub import located
+from rankwise.merging import EndToEnd, compared, logits
+from rankwise.train import record
+from rankwise.train.config import RunConfig
+from rankwise.train.quiet import quiet_libraries
+from rankwise.train.saved_model import Source, as_plain, find_source, load_base, load_tokenizer, samples
+
+PROMPTS = (
+    "The committee met on Tuesday to discuss the budget for the coming year, and",
+    "Q: What is the capital of France?\nA:",
+    "def largest(numbers):\n    best = numbers[0]\n",
+    "I had expected more of this film, but the last half hour was worth the wait.",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def run(arguments: list[str]) -> int:
+    parser = make_parser("merge", description="Write a plain model with the adapter's updates in its weights.")
+    parser.add_argument("what", type=str, help="a run folder, an adapter folder or an adapter's hub id")
+    parser.add_argument("out", type=str, help="the model folder to write")
+    parser.add_argument("--model", type=str, help="hub id or folder of the base; by default what the adapter names")
+    parser.add_argument(
+        "--dtype", type=Literal["float32", "bfloat16", "float16"], help="type of the weights; by default the base's"
+    )
+    parser.add_argument("--max_shard_size", type=str, default="5GB", help="largest weight file, such as 2GB")
+    parser.add_argument("--prompts", type=str, help="file of texts, one a line, to compare the outputs on")
+    parser.add_argument("--dequantize", action="store_true", help="merge into a quantised base, as ordinary weights")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of the model of such a run")
+    given = parse_arguments(parser, arguments)
+    out, prompts = Path(given.out), list(PROMPTS) if given.prompts is None else read_prompts(Path(given.prompts))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FolderError(f"{out} is there already. Give another folder, or remove it.")
+    quiet_libraries()
+    what = located(given.what)
+    source = find_source(what, given.model, _run_config(what, given.trust_remote_code))
+    dtype = None if given.dtype is None else DTYPES[given.dtype]
+    # read in float32 where the type changes, so that the sum is rounded once
+    model, tokenizer = load_base(source, None if dtype is None else torch.float32), load_tokenizer(source)
+    return merge(source, model, tokenizer, given, prompts)
+
+
+def merge(
+    source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, given: Any, prompts: list[str]
+) -> int:
+    adaptation = load(model, source.adapter, resume=False)
+    inputs = [] if tokenizer is None else samples(tokenizer, model, prompts)
+    adapted = [logits(model, sample) for sample in inputs]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="rounding loses")  # it is printed below
+        adaptation.merge(dequantize=given.dequantize, dtype=None if given.dtype is None else DTYPES[given.dtype])
+    plain = as_plain(model)
+    found: EndToEnd | None = None
+    with replaced_folder(Path(given.out)) as staging:
+        plain.save_pretrained(staging, max_shard_size=given.max_shard_size)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
+        if inputs:
+            written = type(model).from_pretrained(staging, dtype="auto").to(model.device)
+            found = compared(adapted, [logits(written, sample) for sample in inputs])
+        weights = sorted(staging.glob("*.safetensors"))
+        size, count = sum(file.stat().st_size for file in weights), len(weights)
+    console, error = make_console(), adaptation.merge_error
+    assert error is not None
+    console.print(
+        f"{given.out}: {size / 2**20:,.1f} MiB in {count} file{'s' * (count > 1)}", markup=False, soft_wrap=True
+    )
+    console.print(str(error), markup=False, soft_wrap=True)
+    told = "not compared, for the model has no tokenizer" if found is None else str(found)
+    console.print(f"end to end, as read from {given.out}: {told}", markup=False, soft_wrap=True)
+    if error.warning():
+        console.print(f"warning: {error.warning()}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _run_config(what: Path, trusts: bool) -> RunConfig | None:
+    """The configuration of a run folder; None for an adapter folder."""
+    if not (what / record.CONFIG).is_file():
+        return None
+    config = config_from_dict(record.read_config(what))
+    if config.trust_remote_code and not trusts:  # the file may be from somebody else
+        raise ConfigError(
+            f"{what} asks to run the code that comes with the model {config.model!r}. "
+            "If you trust it, say so with --trust_remote_code."
+        )
+    return config
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"prompts={str(path)!r} cannot be read: {error}.") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise DataError(f"prompts={str(path)!r} holds no text. Write one prompt a line.")
+    return prompts

@@ -1,0 +1,143 @@
+"""Finished adapters in their plain form, whatever method trained them: from a folder or a live adaptation, and back.
+
+    Δ = up @ down        up (d_out, r), down (r, d_in): gate, output vector and scale are folded in, dead ranks are gone
+
+Nothing here changes a model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rankwise.adaptation import Adaptation
+from rankwise.adapter import LowRank
+from rankwise.base_layers import Block, sizes
+from rankwise.errors import FolderError, StateError
+from rankwise.io import folder as files
+from rankwise.methods.lora import LoRA
+from rankwise.methods.low_rank import LowRankMethod
+from rankwise.surgery import regrown_in, shrink
+
+
+class Plain(NamedTuple):
+    """One layer's update, float32."""
+
+    up: Tensor  # (d_out, r)
+    down: Tensor  # (r, d_in)
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An adapter: its updates by module path, and what trained in full beside them by parameter name."""
+
+    layers: dict[str, Plain]
+    trained: dict[str, Tensor]
+
+
+def read_finished(folder: Path, model: nn.Module) -> Finished:
+    """The adapter in a native folder. Raises FolderError if it is broken or was made for another model."""
+    saved = files.read(folder)
+    files.check_fits(folder, saved, model)
+    if not isinstance(saved.method, LowRankMethod):
+        raise FolderError(f"{folder} holds a {saved.method.name} adapter, which has no low-rank form.")
+    adapters = saved.method.build_saved(model, list(saved.layers))
+    files.check_layers(folder, saved, adapters, {})
+    shrink(adapters, {name: layer["rank"] for name, layer in saved.layers.items()})
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    trained = {name: nn.Parameter(torch.empty_like(parameters[name])) for name in saved.trained}
+    files.copy_in(folder, saved, adapters, trained)
+    return finished(adapters, trained)
+
+
+def finish(adaptation: Adaptation) -> Finished:
+    """The adapter as it is now. Raises StateError if it was taken out or merged."""
+    if not adaptation.adapters:
+        raise StateError("the adaptation has no low-rank layers, or they were merged or taken out of its model.")
+    return finished(adaptation.adapters, adaptation.trained)
+
+
+@torch.no_grad()
+def finished(adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter]) -> Finished:
+    """Copies, so that training may go on. Raises StateError for ranks that were dropped and have grown back."""
+    regrown = sum(regrown_in(adapter) for adapter in adapters.values())
+    if regrown:
+        raise StateError(
+            f"{regrown} ranks that the last allocation dropped have grown back since: the adapter is not finished. "
+            "Let its run end, or call compact(), which sets them to 0, and save it then."
+        )
+    parts: dict[str, list[Plain]] = {}  # by path: the blocks of a fused layer are one update of the whole
+    for name, adapter in adapters.items():
+        parts.setdefault(name.partition("[")[0], []).append(_plain(adapter))
+    layers = {path: weighted_sum([(part, 1.0) for part in found]) for path, found in parts.items()}
+    return Finished(layers, {name: parameter.detach().clone() for name, parameter in trained.items()})
+
+
+def _plain(adapter: LowRank) -> Plain:
+    up, down, gate, out, scale = adapter.factors().to(torch.float32)
+    up = up * scale if gate is None else up * (gate * scale)
+    up = up if out is None else out[:, None] * up
+    up, down = up[:, adapter.live], down[adapter.live]
+    if isinstance(adapter.base, Block):
+        whole = up.new_zeros(sizes(adapter.base.fused)[1], up.shape[1])
+        whole[adapter.base.start : adapter.base.stop] = up
+        up = whole
+    return Plain(up, down)
+
+
+@torch.no_grad()
+def weighted_sum(parts: Sequence[tuple[Plain, float]]) -> Plain:
+    """Σ w Δ, exactly: ups and downs stand side by side, [w₁ up₁, w₂ up₂, …] @ [down₁; down₂; …].
+
+    Where that makes more ranks than the matrix has, Δ itself and an identity say the same with fewer.
+    """
+    up = torch.cat([w * part.up for part, w in parts], dim=1)
+    down = torch.cat([part.down for part, _ in parts])
+    d_out, r = up.shape
+    d_in = down.shape[1]
+    if r <= min(d_out, d_in):
+        return Plain(up, down)
+    identity = torch.eye(min(d_out, d_in), dtype=up.dtype, device=up.device)
+    return Plain(up @ down, identity) if d_in <= d_out else Plain(identity, up @ down)
+
+
+def as_lora(adapter: Finished, base_model: Mapping[str, Any]) -> files.Saved:
+    """The content of a native folder that holds the adapter as a LoRA of scale 1."""
+    layers = {path: part for path, part in adapter.layers.items() if part.rank}
+    if not layers:
+        raise StateError("every rank of the adapter is dead: there is no update to save.")
+    largest = max(part.rank for part in layers.values())
+    others = {path: part.rank for path, part in layers.items() if part.rank != largest}
+    method = LoRA(rank=largest, targets=list(layers), rank_pattern=others, also_train=list(adapter.trained))
+    tensors: dict[str, Tensor] = dict(adapter.trained)
+    for path, part in layers.items():
+        live = torch.ones(part.rank, dtype=torch.bool)
+        tensors |= {f"{path}::A": part.down, f"{path}::B": part.up, f"{path}::live": live}
+    return files.Saved(
+        method=method,
+        base_model=dict(base_model),
+        layers={n: {"rank": p.rank, "shape": [p.up.shape[0], p.down.shape[1]]} for n, p in layers.items()},
+        trained=list(adapter.trained),
+        frozen=[],
+        tensors=tensors,
+        run=None,
+        state={},
+    )
+
+
+def check_finished(adapter: Finished, model: nn.Module) -> None:
+    """Raise StateError at the first layer or trained parameter that the model has not, or has in another shape."""
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    for path, part in adapter.layers.items():
+        if path not in modules or sizes(modules[path]) != (part.down.shape[1], part.up.shape[0]):
+            raise StateError(f"the adapter has a layer {path!r} that the model has not, or has in another shape.")
+    for name, tensor in adapter.trained.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise StateError(f"the adapter trained {name!r}, which the model has not, or has in another shape.")
