@@ -9,10 +9,13 @@ import random
 import numpy
 import pytest
 import torch
+from hypothesis import settings
 from transformers.utils import logging
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
+settings.register_profile("untimed", deadline=None)  # how long a case takes is the machine's affair
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ between its ranks is put together whole, for its orthogonality needs every pair 
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -163,10 +163,10 @@ def _rank_term(value: Tensor, like: Tensor, rank_dim: int) -> Tensor:
     return placed
 
 
-class Columns:
-    """Matrices with one column for each rank, (d, r), of parameters that may be split.
+class Vectors:
+    """Matrices with one row for each rank, (r, d), of parameters that may be split.
 
-    Of one that is cut across its ranks each process has the rows it holds; the Gram matrices add up. One that is cut
+    Of one that is cut across its ranks each process has a part of every row; the Gram matrices add up. One that is cut
     between its ranks is put together whole. Sent: r² numbers for each of the former, d · r for each of the latter.
     """
 
@@ -175,20 +175,30 @@ class Columns:
         splits = [split_of(p) for p in parameters]
         self._cut = [s is not None and s.dim == dim for s, dim in zip(splits, rank_dims, strict=True)]
         held = gather([local(p.detach()) for p in parameters], self._where(self._cut))
-        self.matrices = [m if dim == 1 else m.T for m, dim in zip(held, rank_dims, strict=True)]
-        self._rows = self._where([s is not None and not cut for s, cut in zip(splits, self._cut, strict=True)])
-        self.total: Callable[[Sequence[Tensor]], list[Tensor]] | None = None  # sum of Gram matrices over processes
-        if any(is_split(p) for p in self._rows):
-            self.total = lambda grams: add_up(grams, self._rows)
+        self.rows = [_rank_first(m, dim) for m, dim in zip(held, rank_dims, strict=True)]
+        self._partial = self._where([s is not None and not cut for s, cut in zip(splits, self._cut, strict=True)])
 
     def _where(self, taken: Sequence[bool]) -> list[Tensor]:
         """The parameters that are taken, with something that is not split in the place of the others."""
         return [p if take else _WHOLE for p, take in zip(self.parameters, taken, strict=True)]
 
-    def slices(self, matrices: Sequence[Tensor]) -> list[Tensor]:
-        """What this process holds of the parameters, from matrices laid out as `self.matrices`."""
-        laid_out = [m if dim == 1 else m.T for m, dim in zip(matrices, self.rank_dims, strict=True)]
-        return [part(m, p) for m, p in zip(laid_out, self._where(self._cut), strict=True)]
+    def total(self, grams: Sequence[Tensor]) -> list[Tensor]:
+        """The Gram matrices of whole rows, from those of the parts that are here."""
+        return add_up(grams, self._partial)
+
+    def own(self, multipliers: Sequence[Tensor]) -> list[Tensor]:
+        """The rows of each M (r, r) that make the rows of M C which this process holds."""
+        splits = [split_of(p) for p in self._where(self._cut)]
+        return [M if s is None else M[s.start : s.stop] for M, s in zip(multipliers, splits, strict=True)]
+
+    def gradients(self) -> list[Tensor]:
+        """What this process holds of the parameters' gradients, as views with one row for each of its ranks."""
+        held = [local(p.grad) for p in self.parameters if p.grad is not None]
+        return [_rank_first(g, dim) for g, dim in zip(held, self.rank_dims, strict=True)]
+
+
+def _rank_first(matrix: Tensor, rank_dim: int) -> Tensor:
+    return matrix if rank_dim == 0 else matrix.T
 
 
 _WHOLE = torch.empty(0)

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rankwise.allocation.orthogonality import orthogonality
+from rankwise.allocation.gram import add_products_, grams
+from rankwise.allocation.orthogonality import Penalty
+from rankwise.allocation.orthogonality import orthogonality as of_grams
 
 each_penalty = pytest.mark.parametrize("penalty", ["mean_norm", "sum_of_squares"])
 
@@ -19,6 +21,15 @@ def literal(columns: list[Tensor], penalty: str) -> Tensor:
         norm = torch.linalg.norm(C.T @ C - torch.eye(C.shape[1], dtype=C.dtype))
         total = total + (norm / len(columns) if penalty == "mean_norm" else norm**2)
     return total
+
+
+def orthogonality(columns: list[Tensor], penalty: Penalty) -> tuple[Tensor, list[Tensor]]:
+    """Value and gradients, of matrices (d, r)."""
+    rows = [C.T for C in columns]
+    value, multipliers = of_grams(grams(rows), penalty)
+    gradients = [torch.zeros_like(C) for C in columns]
+    add_products_([g.T for g in gradients], multipliers, rows)
+    return value, gradients
 
 
 @each_penalty
@@ -62,3 +73,13 @@ def test_expectations_at_the_start(d: int, expected: float):
     assert abs(sample.mean().item() - expected) < error + 5e-4  # the published figures have three decimals
     rms = math.sqrt(r * (1 - d * s**2) ** 2 + 2 * r * d * s**4 + r * (r - 1) * d * s**4)
     assert abs(sample.square().mean().sqrt().item() - rms) < error
+
+
+def test_elsewhere_than_on_a_cpu_matrices_of_one_shape_are_stacked():
+    """On the meta device, which has no values, but refuses shapes that do not fit."""
+    with torch.device("meta"):
+        rows = [torch.empty(3, 7), torch.empty(2, 5), torch.empty(3, 7)]
+        targets = [torch.empty(3, 7), torch.empty(1, 5), torch.empty(7, 3).T]
+        multipliers = [torch.empty(3, 3), torch.empty(1, 2), torch.empty(3, 3)]
+    assert [tuple(G.shape) for G in grams(rows)] == [(3, 3), (2, 2), (3, 3)]
+    add_products_(targets, multipliers, rows)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from rankwise.allocation.cosine import cosine
+from rankwise.allocation.gram import grams
 from reference.adalora import AdaLoRATwin, Triplets
 from reference.aflora import AFLoRATwin
 from reference.pruned_lora import PrunedLoRATwin
@@ -226,6 +227,12 @@ def test_budget_then_freezing_is_both_twins(seed: int):
 # ------------------------------------------------------------------ penalties
 
 
+def cosine_of(columns: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Value and gradients, of matrices (d, r)."""
+    value, multipliers = cosine(grams([C.T for C in columns]))
+    return value, [C @ M for C, M in zip(columns, multipliers, strict=True)]
+
+
 def test_the_cosine_penalty_is_the_formula_s():
     """Value and gradient by autograd on the formula; a zero vector takes no part."""
 
@@ -242,12 +249,12 @@ def test_the_cosine_penalty_is_the_formula_s():
             for j in range(r):
                 if i != j:
                     R = R + (C[:, i] @ C[:, j]).abs() / (C[:, i].norm() * C[:, j].norm()) / (r * r - r) / len(leaves)
-    value, gradients = cosine(columns)
+    value, gradients = cosine_of(columns)
     torch.testing.assert_close(value.double(), R.detach(), rtol=1e-5, atol=1e-6)
     for ours, theirs in zip(gradients, torch.autograd.grad(R, leaves), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
     columns[0][:, 1] = 0
-    value, gradients = cosine([columns[0], torch.zeros(3, 1, dtype=torch.float64)])
+    value, gradients = cosine_of([columns[0], torch.zeros(3, 1, dtype=torch.float64)])
     assert torch.isfinite(gradients[0]).all() and not gradients[0][:, 1].any() and not gradients[1].any()
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from rankwise.adapter import LowRank
 from rankwise.allocation.cosine import cosine
+from rankwise.allocation.gram import add_products_, grams
 from rankwise.allocation.history import Event
 from rankwise.allocation.orthogonality import orthogonality
 from rankwise.controller import Controller
-from rankwise.distributed import Columns, local
+from rankwise.distributed import Vectors
 
 Form = Literal["mean_norm", "sum_of_squares", "cosine"]
 
@@ -39,17 +40,14 @@ class Regulariser:
         pairs = [(p, dim) for p, dim in pairs if p.grad is not None]
         if not pairs:
             return
-        parameters = [p for p, _ in pairs]
-        columns = Columns(parameters, [dim for _, dim in pairs])
-        if self.form == "cosine":
-            self.value, gradients = cosine(columns.matrices, columns.total)
-        else:
-            self.value, gradients = orthogonality(columns.matrices, self.form, columns.total)
+        vectors = Vectors([p for p, _ in pairs], [dim for _, dim in pairs])
+        G = vectors.total(grams(vectors.rows))
+        self.value, multipliers = cosine(G) if self.form == "cosine" else orthogonality(G, self.form)
         factor = self.weight * (1.0 if grad_scale is None else grad_scale)
         if self.form != "sum_of_squares":  # the mean is over the matrices of all layers used, frozen ones too
             factor = factor * (len(pairs) / (len(used) * len(self.names)))
-        for p, gradient in zip(parameters, columns.slices(gradients), strict=True):
-            local(p.grad).add_(gradient * factor)  # type: ignore[arg-type]
+        own = vectors.own([M * factor for M in multipliers])
+        add_products_(vectors.gradients(), own, vectors.rows)
 
 
 class RegularisingController(Controller):
