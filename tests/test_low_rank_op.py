@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import rankwise as rw
 from rankwise.adapter import LowRank
 from rankwise.dropout import Dropout
 from rankwise.low_rank_op import Factors, low_rank_branch, low_rank_linear
@@ -132,7 +131,7 @@ def test_delta_is_what_the_branch_multiplies_with():
 
 
 def layer(base: nn.Module, dropout: float = 0.0) -> LowRank:
-    made = LoRALayer(base.requires_grad_(False), 2, 1.0, rw.LoRA(rank=2, dropout=dropout))
+    made = LoRALayer(base.requires_grad_(False), 2, 1.0, dropout, None)
     nn.init.normal_(made.B)
     return made
 

@@ -41,7 +41,7 @@ def load(
     path, saved, notes = sources.opened(path, method, model, revision)
     files.check_fits(path, saved, model)
     installed = saved.method.install_saved(model, list(saved.layers), saved.trained)
-    installed.notes += notes
+    installed.notes = [*notes, *installed.notes]
     adaptation = Adaptation(model, saved.method, installed)
     try:
         adaptation._take(path, saved, resume=resume)

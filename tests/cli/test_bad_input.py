@@ -86,7 +86,7 @@ METHOD: list[tuple[dict[str, Any], list[str]]] = [
     ({"warmup": "1 epch"}, ["warmup='1 epch' is no span", "'1 epoch'"]),
     ({"cooldown": -3}, ["cooldown=-3", "Write steps (100)"]),
     ({"budget": 400}, ["budget=400 must be between 1 and the 39 ranks"]),
-    ({"name": "adalor"}, ["unknown method 'adalor'", "known are ['adalora', 'aflora', ", "Did you mean 'adalora'?"]),
+    ({"name": "adalor"}, ["unknown method 'adalor'", "known are ['adalora', ", "Did you mean 'adalora'?"]),
 ]
 
 

@@ -202,7 +202,9 @@ def test_only_declared_parameters_receive_gradients(row: Row):
     with_gradient = {id(p) for p in model.parameters() if p.grad is not None}
     assert with_gradient == declared(adaptation, row) == {id(p) for p in adaptation.parameters()}
     assert all(bool(p.grad.any()) for p in adaptation.parameters())
-    assert adaptation.count() == sum(p.numel() for p in adaptation.parameters())
+    all_live = all(adapter.live.all() for adapter in adaptation.adapters.values())  # a gate may have closed already
+    trainable = sum(p.numel() for p in adaptation.parameters())
+    assert adaptation.count() == trainable if all_live else adaptation.count() < trainable
 
 
 @each_baseline_pair

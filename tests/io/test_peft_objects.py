@@ -92,13 +92,13 @@ def test_trains_in_full_what_peft_trains(name: str) -> None:
 def test_one_line_says_what_each_field_became() -> None:
     config = LoraConfig(r=4, lora_alpha=6, lora_dropout=0.1, use_rslora=True, task_type="SEQ_CLS")
     adaptation = rw.adapt(ENCODER.build(), config)
-    [note] = adaptation.notes
+    note = adaptation.notes[0]
     assert note == (
         "LoraConfig: r=4 is rank=4; lora_alpha=6 is alpha=6; lora_dropout=0.1 is dropout=0.1; use_rslora=True is "
         "rank_stabilized=True; 4 layers; trained in full: ['classifier']"
     )
     assert note in repr(adaptation)
-    [note] = rw.adapt(ENCODER.build(), CONFIGS["adalora"]()).notes
+    note = rw.adapt(ENCODER.build(), CONFIGS["adalora"]()).notes[0]
     assert "tinit=2 is warmup=2; tfinal=3 is cooldown=3; deltaT=2 is every=2" in note
     assert "total_step=20 is attached(..., total_steps=20)" in note
 

@@ -36,9 +36,8 @@ def install(model: nn.Module, config: Method | Any) -> tuple[Method, Installed]:
     layers = _targeted(view, fields, heads)
     method = method_from(fields, layers, heads, trains=True)
     installed = method.install_saved(model, layers, trained_modules(view, heads))
-    installed.notes.append(
-        f"{described(name, fields, method)}; {len(layers)} layers; trained in full: {heads or 'none'}"
-    )
+    told = f"{described(name, fields, method)}; {len(layers)} layers; trained in full: {heads or 'none'}"
+    installed.notes = [told, *installed.notes]
     return method, installed
 
 

@@ -20,7 +20,7 @@ class TopBlocks(TuningMethod):
     name: ClassVar[str] = "top-blocks"
 
     blocks: int = 2
-    """How many."""
+    """How many of the blocks train, counted from the last one."""
 
     def __post_init__(self) -> None:
         if not is_count(self.blocks):
