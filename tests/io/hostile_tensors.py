@@ -60,10 +60,10 @@ def _many_tensors(count: int) -> bytes:
 
 def _as_large_as_can_be(folder: Path) -> None:
     """Every bound is just kept, and the layers are of no model."""
-    layers = {f"layer{i}": {"rank": 1, "shape": [1, 1]} for i in range(12_000)}
+    layers = {f"layer{i}": {"rank": 1, "shape": [1, 1]} for i in range(8_000)}
     describe(folder, lambda d: d.update(layers=layers, trained=[], frozen=[]))
     for file in (ADAPTER, STATE):
-        names = [f"layer{i}::{t}" for i in range(12_000) for t in ("live", "A")]
+        names = [f"layer{i}::{t}" for i in range(8_000) for t in ("live", "A")]
         kinds = {name: torch.ones(1, dtype=torch.bool if name.endswith("live") else torch.float32) for name in names}
         save_file(kinds if file == ADAPTER else {n: t.float() for n, t in kinds.items() if "A" in n}, folder / file)
 

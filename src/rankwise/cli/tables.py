@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rankwise.train.run import Result
 
-MOST_COLUMNS, MOST_ROWS = 60, 1000
+MOST_COLUMNS, MOST_ROWS = 60, 500
 
 
 def result_table(result: Result) -> Table:
