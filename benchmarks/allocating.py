@@ -26,7 +26,7 @@ from measure import Goal, goal_table, keep
 
 SMOLLM2 = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)] * 30  # d_in, d_out
 DEBERTA = [(768, 768)] * 48 + [(768, 3072), (3072, 768)] * 12
-COUNTS = [10**3, 10**4, 10**5, 10**6]  # triplets, of layers 64 wide with 10 each
+COUNTS = [10**3, 10**4, 10**5, 10**6]  # triplets, of layers 64 wide with 50 each
 
 
 def layers(sizes: list[tuple[int, int]]) -> nn.Module:
@@ -98,10 +98,10 @@ def beside_peft(sizes: list[tuple[int, int]], rounds: int = 5) -> dict[str, floa
 def growth() -> tuple[list[dict[str, float]], float, float]:
     """Milliseconds by number of triplets, the log-log slope, and the most memory beside the factors and gradients, in
     units of the factors, at the largest number."""
-    method = rw.AdaLoRA(rank=10, target_rank=5, every=2, warmup=0, cooldown=RUN // 2)
+    method = rw.AdaLoRA(rank=50, target_rank=25, every=2, warmup=0, cooldown=RUN // 2)
     rows, extra = [], math.nan
     for count in COUNTS:
-        model_layers = [(64, 64)] * (count // 10)
+        model_layers = [(64, 64)] * (count // 50)
         adaptation = rw.adapt(layers(model_layers), method)
         parameters = adaptation.parameters()
         give_gradients(parameters)
@@ -113,7 +113,7 @@ def growth() -> tuple[list[dict[str, float]], float, float]:
             controller.observe(None)
             controller.act()
 
-        repeats = max(4, 10**5 // count)
+        repeats = max(4, min(50, 10**5 // count))
         rows.append({"triplets": count, "ms": milliseconds(step, repeats)})
         extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / factors
     xs, ys = [math.log(r["triplets"]) for r in rows], [math.log(r["ms"]) for r in rows]

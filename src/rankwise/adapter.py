@@ -63,7 +63,7 @@ class LowRank(nn.Module, ABC):
 
     def trains(self, name: str) -> bool:
         """Whether the named parameter trains (still)."""
-        return self.get_parameter(name).requires_grad and name not in self.held
+        return self.own_parameter(name).requires_grad and name not in self.held
 
     def count(self) -> int:
         """Parameters that train and are alive."""
@@ -125,6 +125,12 @@ class LowRank(nn.Module, ABC):
     def delta(self) -> Tensor:
         """Δ as one float32 matrix (d_out, d_in)."""
         return self.factors().delta()
+
+    def own_parameter(self, name: str) -> nn.Parameter:
+        """As get_parameter, which looks through the base's modules first."""
+        parameter = self._parameters[name]
+        assert parameter is not None
+        return parameter
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """By short name, without the base's."""

@@ -9,7 +9,7 @@ between its ranks is put together whole, for its orthogonality needs every pair 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -143,7 +143,7 @@ def means(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     return torch.stack(add_up(terms, like))
 
 
-def rank_means(values: Sequence[Tensor], like: Sequence[Tensor], rank_dims: Sequence[int]) -> list[Tensor]:
+def rank_means(values: Iterable[Tensor], like: Sequence[Tensor], rank_dims: Sequence[int]) -> list[Tensor]:
     """(r,) mean of each tensor over every dimension but that of its ranks. Sent: r numbers each."""
     terms = [_rank_term(v, p, dim) for v, p, dim in zip(values, like, rank_dims, strict=True)]
     return add_up(terms, like)

@@ -78,7 +78,7 @@ class BudgetController(Controller):
         return {"budget": cubic_budget(self.step, self.phases, self.budget.start, self.budget.end)}
 
     def parameters(self) -> list[nn.Parameter]:
-        return [layer.get_parameter(name) for layer in self.layers.values() for name in self.rules.tensors]
+        return [layer.own_parameter(name) for layer in self.layers.values() for name in self.rules.tensors]
 
     def observe(self, grad_scale: Tensor | None) -> None:
         if self.regulariser is not None:
@@ -108,13 +108,13 @@ class BudgetController(Controller):
         indices = [i for i, p in enumerate(parameters) if p.grad is not None]
         weights = [local(parameters[i]) for i in indices]
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        if self.rules.score != "raw_sensitivity":
+            self.importance.observe(indices, weights, gradients, grad_scale)
+            return
         signals = raw_signal("sensitivity", weights, gradients)
         if grad_scale is not None and signals:
             torch._foreach_div_(signals, grad_scale)
-        if self.rules.score == "raw_sensitivity":
-            self.signals |= dict(zip(indices, signals, strict=True))
-        else:
-            self.importance.update(indices, signals)
+        self.signals |= dict(zip(indices, signals, strict=True))
 
     def _scored(self) -> list[int]:
         """Positions of the tensors whose elements count."""
@@ -166,7 +166,8 @@ class BudgetController(Controller):
         layers, names = list(self.layers.values()), self.rules.tensors
         dims = [layers[i // len(names)].rank_dims[names[i % len(names)]] for i in scored]
         held = [parameters[i] for i in scored]
-        means = rank_means([self._element_scores(i, parameters[i]) for i in scored], held, dims)
+        elements = (self._element_scores(i, parameters[i]) for i in scored)  # one at a time: together they are large
+        means = rank_means(elements, held, dims)
         of_layer = len(self.rules.scored)
         return [_sum(means[k : k + of_layer]) for k in range(0, len(means), of_layer)]
 

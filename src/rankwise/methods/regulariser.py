@@ -35,9 +35,11 @@ class Regulariser:
         """
         if not self.weight:
             return
-        used = [a for a in self.layers if any(a.get_parameter(n).grad is not None for n in self.names)]
-        pairs = [(a.get_parameter(n), a.rank_dims[n]) for n in self.names for a in used if a.trains(n)]
-        pairs = [(p, dim) for p, dim in pairs if p.grad is not None]
+        used, pairs = 0, []
+        for layer in self.layers:
+            own = [(layer.own_parameter(n), n) for n in self.names]
+            used += any(p.grad is not None for p, _ in own)
+            pairs += [(p, layer.rank_dims[n]) for p, n in own if p.grad is not None and layer.trains(n)]
         if not pairs:
             return
         vectors = Vectors([p for p, _ in pairs], [dim for _, dim in pairs])
@@ -45,9 +47,9 @@ class Regulariser:
         self.value, multipliers = cosine(G) if self.form == "cosine" else orthogonality(G, self.form)
         factor = self.weight * (1.0 if grad_scale is None else grad_scale)
         if self.form != "sum_of_squares":  # the mean is over the matrices of all layers used, frozen ones too
-            factor = factor * (len(pairs) / (len(used) * len(self.names)))
-        own = vectors.own([M * factor for M in multipliers])
-        add_products_(vectors.gradients(), own, vectors.rows)
+            factor = factor * (len(pairs) / (used * len(self.names)))
+        torch._foreach_mul_(multipliers, factor)
+        add_products_(vectors.gradients(), vectors.own(multipliers), vectors.rows)
 
 
 class RegularisingController(Controller):
