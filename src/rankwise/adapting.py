@@ -15,7 +15,8 @@ def adapt(model: nn.Module, method: Method | Any) -> Adaptation:
     """Freeze `model` and put the method's adapters into it, in place: the model is changed whole, or not at all.
 
     The model keeps its class and, until training moves it, its outputs bit for bit. Build the optimizer afterwards,
-    from `adaptation.parameters()`. `method` may be a config of PEFT's: `adaptation.notes` says what its fields became.
+    from `adaptation.parameters()`. `method` may be a config of PEFT's: the first of `adaptation.notes` says what its
+    fields became.
 
     Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already.
     """

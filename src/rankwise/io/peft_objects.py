@@ -22,8 +22,8 @@ HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"
 
 
 def install(model: nn.Module, config: Method | Any) -> tuple[Method, Installed]:
-    """The method, or the one that the config describes, put into the model. Of a config's fields the notes say in one
-    line what each became.
+    """The method, or the one that the config describes, put into the model. The first note says what each of a config's
+    fields became.
 
     Raises ConfigError for what is no method and no such config, and for a field that cannot be honoured.
     """
