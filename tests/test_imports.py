@@ -16,12 +16,12 @@ SOURCE = Path(rankwise.__file__).parent
 # From left to right. A part may import those before it and its own; parts in one row not each other.
 ORDER = [
     ["errors", "fake", "controller"],
-    ["distributed", "dropout"],
+    ["distributed", "dropout", "plain"],
     ["low_rank_op", "part"],
     ["adapter"],
     ["compiling"],
     ["base_layers"],
-    ["architectures", "places"],
+    ["architectures", "places", "updates"],
     ["targets"],
     ["allocation", "left_out"],
     ["methods"],
@@ -56,10 +56,12 @@ OUTSIDE = {
     "allocation": {"torch"},
     "compiling": {"torch"},
     "part": {"torch"},
+    "plain": {"torch"},
     "places": {"torch"},
     "hook": {"torch"},
     "merging": {"torch"},
     "surgery": {"torch"},
+    "updates": {"torch"},
 }
 
 

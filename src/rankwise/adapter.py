@@ -20,6 +20,7 @@ from rankwise.errors import ConfigError
 from rankwise.fake import is_fake
 from rankwise.low_rank_op import Factors, hold, low_rank_branch, low_rank_linear
 from rankwise.part import Part
+from rankwise.plain import Plain
 
 
 class LowRank(nn.Module, ABC):
@@ -136,8 +137,8 @@ class LowRank(nn.Module, ABC):
         """By short name, without the base's."""
         return dict(self.named_parameters(recurse=False))
 
-    def take_over(self, factors: Factors) -> None:
-        """Set the tensors so that Δ is what it is in `factors`, of at most as many ranks; the other ranks add nothing.
+    def take_over(self, update: Plain) -> None:
+        """Set the tensors so that Δ is `update`, of at most as many ranks; the other ranks add nothing.
 
         Raises ConfigError where no setting of the tensors gives any low-rank update.
         """

@@ -13,9 +13,10 @@ from rankwise.adapter import FusedBlocks, LowRank
 from rankwise.banked import BankedLayer, Rows
 from rankwise.base_layers import kind_of
 from rankwise.errors import ConfigError, StateError, nearest
-from rankwise.finished import Finished, Plain, as_lora, check_finished, finish, read_finished, weighted_sum
+from rankwise.finished import Finished, as_lora, check_finished, finish, read_finished, weighted_sum
 from rankwise.io import folder as files
 from rankwise.io import hub
+from rankwise.plain import Plain
 from rankwise.surgery import owners
 
 # what a forward call names the rows by; the first of these that it is given is counted

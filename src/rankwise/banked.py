@@ -20,11 +20,10 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.errors import StateError
-from rankwise.finished import Plain
+from rankwise.plain import Plain
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,8 @@ def make_branch(factors: Mapping[str, Plain], groups: tuple[str | None, ...], li
 def _for_each_row(parts: list[Plain | None], largest: int, like: Tensor) -> ForEachRow:
     some = next(p for p in parts if p is not None)
     none = Plain(some.up[:, :0], some.down[:0])
-    padded = [_padded(p or none, largest) for p in parts]
+    padded = [(p or none).padded(largest) for p in parts]
     return ForEachRow(torch.stack([p.down for p in padded]).to(like), torch.stack([p.up.mT for p in padded]).to(like))
-
-
-def _padded(part: Plain, rank: int) -> Plain:
-    """The same update with ranks of zeros up to `rank`."""
-    more = rank - part.rank
-    return Plain(F.pad(part.up, (0, more)), F.pad(part.down, (0, 0, 0, more))) if more else part
 
 
 class BankedLayer:

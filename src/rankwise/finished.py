@@ -1,6 +1,6 @@
 """Finished adapters in their plain form, whatever method trained them: from a folder or a live adaptation, and back.
 
-    Δ = up @ down        up (d_out, r), down (r, d_in): gate, output vector and scale are folded in, dead ranks are gone
+    Δ = up @ down        up (d_out, r), down (r, d_in), float32; dead ranks are gone
 
 Nothing here changes a model.
 """
@@ -8,30 +8,21 @@ Nothing here changes a model.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rankwise.adaptation import Adaptation
 from rankwise.adapter import LowRank
-from rankwise.base_layers import Block, sizes
+from rankwise.base_layers import sizes
 from rankwise.errors import FolderError, StateError
 from rankwise.io import folder as files
 from rankwise.methods.lora import LoRA
 from rankwise.methods.low_rank import LowRankMethod
+from rankwise.plain import Plain
 from rankwise.surgery import regrown_in, shrink
-
-
-class Plain(NamedTuple):
-    """One layer's update, float32."""
-
-    up: Tensor  # (d_out, r)
-    down: Tensor  # (r, d_in)
-
-    @property
-    def rank(self) -> int:
-        return self.down.shape[0]
+from rankwise.updates import updates
 
 
 @dataclass(frozen=True)
@@ -73,23 +64,8 @@ def finished(adapters: Mapping[str, LowRank], trained: Mapping[str, nn.Parameter
             f"{regrown} ranks that the last allocation dropped have grown back since: the adapter is not finished. "
             "Let its run end, or call compact(), which sets them to 0, and save it then."
         )
-    parts: dict[str, list[Plain]] = {}  # by path: the blocks of a fused layer are one update of the whole
-    for name, adapter in adapters.items():
-        parts.setdefault(name.partition("[")[0], []).append(_plain(adapter))
-    layers = {path: weighted_sum([(part, 1.0) for part in found]) for path, found in parts.items()}
+    layers = {path: weighted_sum([(part, 1.0)]) for path, part in updates(adapters).items()}
     return Finished(layers, {name: parameter.detach().clone() for name, parameter in trained.items()})
-
-
-def _plain(adapter: LowRank) -> Plain:
-    up, down, gate, out, scale = adapter.factors().to(torch.float32)
-    up = up * scale if gate is None else up * (gate * scale)
-    up = up if out is None else out[:, None] * up
-    up, down = up[:, adapter.live], down[adapter.live]
-    if isinstance(adapter.base, Block):
-        whole = up.new_zeros(sizes(adapter.base.fused)[1], up.shape[1])
-        whole[adapter.base.start : adapter.base.stop] = up
-        up = whole
-    return Plain(up, down)
 
 
 @torch.no_grad()
@@ -100,10 +76,10 @@ def weighted_sum(parts: Sequence[tuple[Plain, float]]) -> Plain:
     """
     up = torch.cat([w * part.up for part, w in parts], dim=1)
     down = torch.cat([part.down for part, _ in parts])
-    d_out, r = up.shape
-    d_in = down.shape[1]
-    if r <= min(d_out, d_in):
-        return Plain(up, down)
+    total = Plain(up, down)
+    if total.rank <= min(total.shape):
+        return total
+    d_out, d_in = total.shape
     identity = torch.eye(min(d_out, d_in), dtype=up.dtype, device=up.device)
     return Plain(up @ down, identity) if d_in <= d_out else Plain(identity, up @ down)
 
@@ -123,7 +99,7 @@ def as_lora(adapter: Finished, base_model: Mapping[str, Any]) -> files.Saved:
     return files.Saved(
         method=method,
         base_model=dict(base_model),
-        layers={n: {"rank": p.rank, "shape": [p.up.shape[0], p.down.shape[1]]} for n, p in layers.items()},
+        layers={n: {"rank": p.rank, "shape": list(p.shape)} for n, p in layers.items()},
         trained=list(adapter.trained),
         frozen=[],
         tensors=tensors,
@@ -136,7 +112,7 @@ def check_finished(adapter: Finished, model: nn.Module) -> None:
     """Raise StateError at the first layer or trained parameter that the model has not, or has in another shape."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for path, part in adapter.layers.items():
-        if path not in modules or sizes(modules[path]) != (part.down.shape[1], part.up.shape[0]):
+        if path not in modules or sizes(modules[path]) != part.shape[::-1]:
             raise StateError(f"the adapter has a layer {path!r} that the model has not, or has in another shape.")
     for name, tensor in adapter.trained.items():
         if name not in parameters or parameters[name].shape != tensor.shape:

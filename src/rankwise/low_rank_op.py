@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rankwise.dropout import Dropout
+from rankwise.plain import Plain
 
 
 class Factors(NamedTuple):
@@ -49,28 +50,11 @@ class Factors(NamedTuple):
         product = inner @ down
         return product if out is None else out[:, None] * product
 
-    def folded(self) -> "Factors":
-        """The same update as two float64 matrices alone, scale and vectors folded into `up`."""
-        up, down, gate, out, scale = self.to(torch.float64)
+    def folded(self, dtype: torch.dtype = torch.float64) -> Plain:
+        """The same update as two matrices alone, scale and vectors folded into `up`."""
+        up, down, gate, out, scale = self.to(dtype)
         up = up * scale if gate is None else up * (gate * scale)
-        return Factors(up if out is None else out[:, None] * up, down)
-
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """P (d_out, k), σ (k,), Q (k, d_in) in float64: Δ = P diag(σ) Q, PᵀP = I, QQᵀ = I, k = min(r, d_out, d_in).
-
-        Of the small core that QR leaves of the two factors; the full matrix is never made.
-        """
-        up, down, *_ = self.folded()
-        Q_up, R_up = torch.linalg.qr(up)
-        Q_down, R_down = torch.linalg.qr(down.T)
-        U, S, Vh = torch.linalg.svd(R_up @ R_down.T, full_matrices=False)
-        return Q_up @ U, S, Vh @ Q_down.T
-
-    def norm(self) -> float:
-        """‖Δ‖_F, without the full matrix."""
-        up, down, *_ = self.folded()
-        core = torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.T, mode="r").R.T
-        return float(core.norm().detach())
+        return Plain(up if out is None else out[:, None] * up, down)
 
 
 def hold(factors: Factors, held: Sequence[Tensor]) -> Factors:

@@ -19,8 +19,9 @@ import rankwise as rw
 from contract.methods import BY_NAME as METHODS
 from contract.models import BY_NAME as MODELS
 from contract.runs import outputs, peft_reads, trained, transformers_reads
-from rankwise.io import export, peft_format
+from rankwise.io import peft_format
 from rankwise.io.peft_format import CARD, CONFIG, WEIGHTS
+from rankwise.updates import updates
 
 READERS: list[Callable[..., Any]] = [peft_reads, transformers_reads]
 ADALORA = METHODS["adalora"].method
@@ -67,9 +68,9 @@ def test_portable_has_one_rank_and_zeros_where_a_layer_has_less(tmp_path: Path) 
     assert config["rank_pattern"] == config["alpha_pattern"] == {}
     assert pairs.keys() == adaptation.adapters.keys()
     for path, rank in adaptation.ranks().items():
-        assert pairs[path].A.shape[0] == pairs[path].B.shape[1] == 8
-        assert not pairs[path].A[rank:].any() and not pairs[path].B[:, rank:].any()
-        assert bool(pairs[path].B.any()) == (rank > 0)
+        assert pairs[path].down.shape[0] == pairs[path].up.shape[1] == 8
+        assert not pairs[path].down[rank:].any() and not pairs[path].up[:, rank:].any()
+        assert bool(pairs[path].up.any()) == (rank > 0)
     assert_read_as(tmp_path / "lora", adaptation, "llama-gqa")
 
 
@@ -129,8 +130,8 @@ def test_blocks_of_a_fused_weight_leave_as_one_layer(name: str, layout: str, tmp
     fused = pairs["transformer.h.0.attn.c_attn"]
     ranks = adaptation.ranks()
     q, v = ranks["transformer.h.0.attn.c_attn[q]"], ranks["transformer.h.0.attn.c_attn[v]"]
-    assert fused.B.shape[0] == 96 and fused.rank == (8 if layout == "portable" else q + v)
-    assert not fused.B[:32, q:].any() and not fused.B[32:64].any() and not fused.B[64:, :q].any()
+    assert fused.up.shape[0] == 96 and fused.rank == (8 if layout == "portable" else q + v)
+    assert not fused.up[:32, q:].any() and not fused.up[32:64].any() and not fused.up[64:, :q].any()
     assert_read_as(tmp_path / "lora", adaptation, "gpt2")
 
 
@@ -355,11 +356,11 @@ def test_a_layer_in_two_places_is_refused(tmp_path: Path) -> None:
 
 def test_padding_and_folding_keep_the_update() -> None:
     adaptation = pruned()
-    for path, pair in export.folded(adaptation.adapters).items():
-        wide = export.padded(pair, 11)
+    for path, plain in updates(adaptation.adapters).items():
+        wide = plain.padded(11)
         delta = adaptation.adapters[path].delta()
-        torch.testing.assert_close(pair.B @ pair.A, delta, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(wide.B @ wide.A, delta, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(plain.up @ plain.down, delta, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(wide.up @ wide.down, delta, rtol=1e-6, atol=1e-7)
 
 
 def test_one_model_class_is_enough_to_build_it(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ def test_a_file_holds_every_layer_under_llama_cpp_s_names(tmp_path: Path) -> Non
     for path, pair in peft_format.read(tmp_path / "lora").pairs().items():
         block, layer = path.split(".")[2], path.rpartition(".")[2]
         heads = {"q_proj": 4, "k_proj": 2}.get(layer)
-        expected[f"blk.{block}.{ours[layer]}.weight.lora_a"] = pair.A
-        expected[f"blk.{block}.{ours[layer]}.weight.lora_b"] = rotated_by_hand(pair.B, heads) if heads else pair.B
+        expected[f"blk.{block}.{ours[layer]}.weight.lora_a"] = pair.down
+        expected[f"blk.{block}.{ours[layer]}.weight.lora_b"] = rotated_by_hand(pair.up, heads) if heads else pair.up
     assert tensors.keys() == expected.keys() and len(tensors) == 28
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 

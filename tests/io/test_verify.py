@@ -17,10 +17,10 @@ from contract.models import BY_NAME as MODELS
 from contract.runs import trained
 from rankwise.io import peft_format
 from rankwise.io import verify as verification
-from rankwise.io.export import folded
 from rankwise.io.peft_format import PeftFolder
 from rankwise.io.sample import sample_inputs
 from rankwise.io.verify import READERS, Reference, Verdict, logits_of, verify
+from rankwise.updates import updates
 
 LLAMA = MODELS["llama-gqa"]
 ALL = set(READERS)
@@ -34,7 +34,7 @@ def verdicts(folder: Path, architecture: Architecture = LLAMA, adaptation: Any =
     if adaptation is not None:
         with torch.no_grad():
             logits = logits_of(adaptation.model.eval(), inputs)
-        reference = Reference(logits, folded(adaptation.adapters))
+        reference = Reference(logits, updates(adaptation.adapters))
     return {v.engine: v for v in verify(folder, model, inputs, reference)}
 
 

@@ -54,7 +54,7 @@ class Needs:
 
     @classmethod
     def of_peft(cls, folder: PeftFolder) -> "Needs":
-        layers = {path: [pair.B.shape[0], pair.A.shape[1]] for path, pair in folder.pairs().items()}
+        layers = {path: list(pair.shape) for path, pair in folder.pairs().items()}
         return cls(layers, {n.removeprefix(PREFIX): list(t.shape) for n, t in folder.others().items()})
 
 

@@ -16,11 +16,11 @@ from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.errors import ConfigError
 from rankwise.io import peft_format
-from rankwise.io.export import folded
 from rankwise.io.folder import read
 from rankwise.io.sample import sample_inputs
 from rankwise.io.verify import READERS, Reference, Verdict, logits_of, verify
 from rankwise.train.quiet import quiet_libraries
+from rankwise.updates import updates
 
 
 def run(arguments: list[str]) -> int:
@@ -63,7 +63,7 @@ def _adapted(model: str, adapter: Path, *, with_heads: bool) -> tuple[nn.Module,
     """The base model, and what the adapter makes of it; with the adapter's heads where the folder brings none."""
     base = base_model.load(model, base_model.Needs.of_adapter(read(adapter)))
     adaptation = load(copy.deepcopy(base), adapter, resume=False)
-    reference = Reference(logits_of(adaptation.model.eval(), sample_inputs(base)), folded(adaptation.adapters))
+    reference = Reference(logits_of(adaptation.model.eval(), sample_inputs(base)), updates(adaptation.adapters))
     for name, parameter in adaptation.trained.items() if with_heads else ():
         base.get_parameter(name).copy_(parameter)
     return base, reference

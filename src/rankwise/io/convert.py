@@ -17,10 +17,11 @@ from rankwise.errors import ConfigError, FolderError
 from rankwise.io.description import method_from_dict
 from rankwise.io.folder import Saved, check_layers, collect, copy_in
 from rankwise.io.peft_patterns import as_pattern
-from rankwise.low_rank_op import Factors
 from rankwise.methods import METHODS
 from rankwise.methods.low_rank import LowRankMethod
+from rankwise.plain import Plain
 from rankwise.surgery import regrown_in, shrink
+from rankwise.updates import update
 
 MOST_NUMBERS = 2**30  # that are in no file: ranks that were pruned away, projections drawn from a seed
 
@@ -34,21 +35,21 @@ def convert(folder: Path, saved: Saved, to: Method | Mapping[str, Any]) -> tuple
     if not isinstance(to, Method) and dict(to) == {"name": saved.method.name}:
         return saved, [f"it is a {saved.method.name} adapter already: nothing changes"]
     sources = _layers(folder, saved)
-    factors = {name: _live_factors(adapter) for name, adapter in sources.items()}
+    plain = {name: _live(adapter) for name, adapter in sources.items()}
     words = _left_behind(saved, sources)
     if not isinstance(to, Method):
-        words += [f"left out, for no rank of it lives: {name}" for name, f in factors.items() if not len(f.down)]
-        factors = {name: f for name, f in factors.items() if len(f.down)}
-        to = _fitting(to, _low_rank(saved.method).dropout, {name: len(f.down) for name, f in factors.items()})
-    method = replace(_low_rank(to), targets=list(factors), exclude=None)
-    targets = method.build_bare({name: _shape(saved, name) for name in factors})
+        words += [f"left out, for no rank of it lives: {name}" for name, part in plain.items() if not part.rank]
+        plain = {name: part for name, part in plain.items() if part.rank}
+        to = _fitting(to, _low_rank(saved.method).dropout, {name: part.rank for name, part in plain.items()})
+    method = replace(_low_rank(to), targets=list(plain), exclude=None)
+    targets = method.build_bare({name: _shape(saved, name) for name in plain})
     for name, adapter in targets.items():
-        if len(factors[name].down) > adapter.rank:
+        if plain[name].rank > adapter.rank:
             raise ConfigError(
-                f"{name} has {len(factors[name].down)} ranks, more than the rank={adapter.rank} that the settings give "
+                f"{name} has {plain[name].rank} ranks, more than the rank={adapter.rank} that the settings give "
                 "it, and cutting them would change the update. Raise rank, or name it in rank_pattern."
             )
-        adapter.take_over(factors[name])
+        adapter.take_over(plain[name])
     heads = {name: saved.tensors[name] for name in saved.trained}
     converted = replace(
         saved,
@@ -59,7 +60,7 @@ def convert(folder: Path, saved: Saved, to: Method | Mapping[str, Any]) -> tuple
         run=None,
         state={},
     )
-    return converted, [_summary(saved.method, method, factors, targets), *words]
+    return converted, [_summary(saved.method, method, plain, targets), *words]
 
 
 def _layers(folder: Path, saved: Saved) -> dict[str, LowRank]:
@@ -82,14 +83,13 @@ def _shape(saved: Saved, name: str) -> tuple[int, int]:
     return d_out, d_in
 
 
-def _live_factors(adapter: LowRank) -> Factors:
-    """Δ of the live ranks, in as few ranks as the layer's shape allows."""
-    up, down, *_ = adapter.factors().folded()
-    factors = Factors(up[:, adapter.live].detach(), down[adapter.live].detach())
-    if len(factors.down) > min(up.shape[0], down.shape[1]):
-        P, sigma, Q = factors.svd()
-        return Factors(P * sigma, Q)
-    return factors
+def _live(adapter: LowRank) -> Plain:
+    """Δ of the live ranks in float64, in as few ranks as the layer's shape allows."""
+    plain = update(adapter, torch.float64)
+    if plain.rank > min(plain.shape):
+        P, sigma, Q = plain.svd()
+        return Plain(P * sigma, Q)
+    return plain
 
 
 def _fitting(to: Mapping[str, Any], dropout: float, ranks: Mapping[str, int]) -> Method:
@@ -125,19 +125,18 @@ def _left_behind(saved: Saved, sources: Mapping[str, LowRank]) -> list[str]:
     return words
 
 
-def _summary(source: Method, method: Method, factors: Mapping[str, Factors], targets: Mapping[str, LowRank]) -> str:
+def _summary(source: Method, method: Method, plain: Mapping[str, Plain], targets: Mapping[str, LowRank]) -> str:
     """What became what, and how far the float32 tensors are from the update that they stand for."""
-    error = max(_distance(factors[name], adapter.factors()) for name, adapter in targets.items())
-    ranks = sum(len(f.down) for f in factors.values())
+    error = max(_distance(plain[name], adapter.factors().folded()) for name, adapter in targets.items())
+    ranks = sum(part.rank for part in plain.values())
     return (
         f"{source.name} became {method.name}: {len(targets)} layers, {ranks} ranks; "
         f"no update differs by more than {error:.1e} of its size"
     )
 
 
-def _distance(old: Factors, new: Factors) -> float:
+def _distance(old: Plain, new: Plain) -> float:
     """‖Δ − Δ'‖_F / ‖Δ‖_F of two updates, without the full matrices."""
     size = old.norm()
-    up, down, *_ = new.folded()
-    difference = Factors(torch.cat([old.up, -up], dim=1), torch.cat([old.down, down])).norm()
+    difference = Plain(torch.cat([old.up, -new.up], dim=1), torch.cat([old.down, new.down])).norm()
     return difference / size if size else difference

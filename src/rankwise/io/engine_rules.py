@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from rankwise.io.peft_format import Pair, PeftFolder
+from rankwise.io.peft_format import PeftFolder
 from rankwise.io.untrusted import brief
+from rankwise.plain import Plain
 
 MOST_RANK_OF_VLLM = 512  # the largest --max-lora-rank
 
@@ -124,9 +125,9 @@ def _without_numbers(path: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".*", path)
 
 
-def _siblings(pairs: Mapping[str, Pair], names: Collection[str]) -> dict[str, dict[str, Pair]]:
+def _siblings(pairs: Mapping[str, Plain], names: Collection[str]) -> dict[str, dict[str, Plain]]:
     """The layers of these names, by the module that they are in."""
-    found: dict[str, dict[str, Pair]] = defaultdict(dict)
+    found: dict[str, dict[str, Plain]] = defaultdict(dict)
     for path, pair in pairs.items():
         parent, _, own = path.rpartition(".")
         if own in names:
@@ -134,7 +135,7 @@ def _siblings(pairs: Mapping[str, Pair], names: Collection[str]) -> dict[str, di
     return found
 
 
-def _unequal(groups: Mapping[str, Mapping[str, Pair]], what: str) -> list[str]:
+def _unequal(groups: Mapping[str, Mapping[str, Plain]], what: str) -> list[str]:
     """The first group whose layers differ in rank, as a reason."""
     for group, pairs in groups.items():
         ranks = sorted({pair.rank for pair in pairs.values()})

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankwise.adapter import LowRank
-from rankwise.base_layers import Block, holder, is_transposed, sizes
+from rankwise.base_layers import is_transposed
 from rankwise.distributed import is_first, refuse_split
 from rankwise.errors import ConfigError, StateError
 from rankwise.io import model_card, peft_format
-from rankwise.io.peft_format import PREFIX, Pair, PeftFolder, lora_config, tensor_name
+from rankwise.io.peft_format import PREFIX, PeftFolder, lora_config, tensor_name
 from rankwise.io.plain_names import modules_to_save, refuse_shared, targets
 from rankwise.io.rank_pattern import ordered
+from rankwise.plain import Plain
 from rankwise.surgery import regrown_in
+from rankwise.updates import updates
 
 Layout = Literal["portable", "compact"]
 
@@ -88,18 +89,21 @@ def export_lora(
             "merge() and save_pretrained() write the whole model."
         )
     refuse_split(model, "exporting")
-    pairs = folded(adapters)
-    refuse_shared(model, pairs)
-    rank = _rank(pairs, wanted)
-    heads = modules_to_save(model, trained, pairs) if wanted.heads else {}
-    laid_out = {n: padded(p, rank) for n, p in pairs.items()} if wanted.layout == "portable" else _alive(pairs)
-    ranks = {path: pair.rank for path, pair in pairs.items()}
+    plain = updates(adapters)
+    _check_finite(plain)
+    refuse_shared(model, plain)
+    rank = _rank(plain, wanted)
+    heads = modules_to_save(model, trained, plain) if wanted.heads else {}
+    laid_out = (
+        {path: update.padded(rank) for path, update in plain.items()} if wanted.layout == "portable" else _alive(plain)
+    )
+    ranks = {path: update.rank for path, update in plain.items()}
     origin = model_card.origin_of(model, wanted.base_model)
     notes = [*_notes(adapters, rank, list(trained), wanted), *origin.notes]
     config = lora_config(
         rank,
         targets(model, laid_out),
-        _patterns({path: pair.rank for path, pair in laid_out.items()}),
+        _patterns({path: update.rank for path, update in laid_out.items()}),
         task_type=origin.task_type if heads or not origin.has_head else None,
         base_model_name_or_path=origin.base_model,
         lora_dropout=max(adapter.dropout for adapter in adapters.values()),
@@ -114,56 +118,23 @@ def export_lora(
     return Exported(folder, wanted.layout, rank, ranks, notes)
 
 
-@torch.no_grad()
-def folded(adapters: Mapping[str, LowRank]) -> dict[str, Pair]:
-    """Live ranks of each layer as two float32 matrices on the processor, by the layer's path in the base model."""
-    parts: dict[str, list[LowRank]] = {}
-    for name, adapter in adapters.items():
-        parts.setdefault(name.partition("[")[0] if isinstance(adapter.base, Block) else name, []).append(adapter)
-    pairs = {path: _joined(blocks) for path, blocks in parts.items()}
-    for path, pair in pairs.items():
-        if not all(torch.isfinite(factor).all() for factor in pair):
+def _check_finite(plain: Mapping[str, Plain]) -> None:
+    for path, update in plain.items():
+        if not all(torch.isfinite(factor).all() for factor in update):
             raise StateError(
                 f"the update of {path} is NaN or infinite: the run diverged. Export an earlier checkpoint."
             )
-    return pairs
 
 
-def _joined(adapters: list[LowRank]) -> Pair:
-    pairs = [_folded(adapter) for adapter in adapters]
-    if not isinstance(adapters[0].base, Block):
-        return pairs[0]
-    d_out = sizes(holder(adapters[0].base))[1]
-    tall = []
-    for adapter, pair in zip(adapters, pairs, strict=True):
-        assert isinstance(adapter.base, Block)
-        tall.append(F.pad(pair.B, (0, 0, adapter.base.start, d_out - adapter.base.stop)))
-    return Pair(torch.cat([pair.A for pair in pairs]), torch.cat(tall, dim=1))
-
-
-def _folded(adapter: LowRank) -> Pair:
-    up, down, gate, out, scale = adapter.factors().to(torch.float32)
-    inner = up * scale if gate is None else up * (gate * scale)
-    B = inner if out is None else out[:, None] * inner
-    live = adapter.live
-    return Pair(down[live].cpu().contiguous(), B[:, live].cpu().contiguous())
-
-
-def padded(pair: Pair, rank: int) -> Pair:
-    """The same Δ with `rank` ranks, the new ones zero."""
-    new = rank - pair.rank
-    return Pair(F.pad(pair.A, (0, 0, 0, new)), F.pad(pair.B, (0, new)))
-
-
-def _tensors(pairs: Mapping[str, Pair], heads: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _tensors(plain: Mapping[str, Plain], heads: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """By the names that they have in the file."""
-    tensors = {tensor_name(path, "A"): pair.A for path, pair in pairs.items()}
-    tensors |= {tensor_name(path, "B"): pair.B for path, pair in pairs.items()}
+    tensors = {tensor_name(path, "A"): update.down for path, update in plain.items()}
+    tensors |= {tensor_name(path, "B"): update.up for path, update in plain.items()}
     return tensors | {f"{PREFIX}{path}.{own}": t for path, state in heads.items() for own, t in state.items()}
 
 
-def _alive(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
-    alive = {path: pair for path, pair in pairs.items() if pair.rank}
+def _alive(plain: Mapping[str, Plain]) -> dict[str, Plain]:
+    alive = {path: update for path, update in plain.items() if update.rank}
     if not alive:
         raise StateError(
             "no layer has a rank left, and a LoRA of no layer is none. layout='portable' writes it as zeros."
@@ -171,14 +142,14 @@ def _alive(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
     return alive
 
 
-def _rank(pairs: Mapping[str, Pair], wanted: Wanted) -> int:
-    largest = max(pair.rank for pair in pairs.values())
+def _rank(plain: Mapping[str, Plain], wanted: Wanted) -> int:
+    largest = max(update.rank for update in plain.values())
     if wanted.layout == "compact":
         return largest
     if wanted.rank is None:
         return next((r for r in VLLM_RANKS if r >= largest), largest)
     if type(wanted.rank) is not int or wanted.rank < max(1, largest):
-        widest = max(pairs, key=lambda path: pairs[path].rank)
+        widest = max(plain, key=lambda path: plain[path].rank)
         raise ConfigError(f"rank={wanted.rank!r} is below the {largest} ranks that live in {widest}; give at least it.")
     return wanted.rank
 

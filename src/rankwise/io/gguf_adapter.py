@@ -45,22 +45,22 @@ def convert(folder: Path, config: Any, out: Path) -> None:
         writer.add_type("adapter")
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(content.config["lora_alpha"]))
-        for path, pair in content.pairs().items():
+        for path, (up, down) in content.pairs().items():
             name = names.get_name(path)
             if name is None:
                 raise FolderError(f"{folder} adapts {path}, for which llama.cpp has no name in a Llama.")
             heads = ROTATED.get(path.rpartition(".")[2])
-            B = pair.B if heads is None else in_rotated_order(pair.B, vars(config)[heads])
-            writer.add_tensor(f"{name}.weight.lora_a", pair.A.float().numpy())
-            writer.add_tensor(f"{name}.weight.lora_b", B.float().contiguous().numpy())
+            up = up if heads is None else in_rotated_order(up, vars(config)[heads])
+            writer.add_tensor(f"{name}.weight.lora_a", down.float().numpy())
+            writer.add_tensor(f"{name}.weight.lora_b", up.float().contiguous().numpy())
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def in_rotated_order(B: Tensor, heads: int) -> Tensor:
+def in_rotated_order(up: Tensor, heads: int) -> Tensor:
     """Rows of each head in the order 0, h, 1, h + 1, …, with h half the head's rows: those that are rotated together
     become neighbours."""
-    d_out, rank = B.shape
-    return B.view(heads, 2, d_out // heads // 2, rank).transpose(1, 2).reshape(d_out, rank)
+    d_out, rank = up.shape
+    return up.view(heads, 2, d_out // heads // 2, rank).transpose(1, 2).reshape(d_out, rank)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 from torch import Tensor
@@ -22,21 +22,11 @@ from rankwise.errors import FolderError
 from rankwise.io.atomic import replaced_files
 from rankwise.io.folder import read_tensors, save_tensors
 from rankwise.io.untrusted import read_json
+from rankwise.plain import Plain
 
 CONFIG, WEIGHTS, CARD = FILES = ("adapter_config.json", "adapter_model.safetensors", "README.md")
 PREFIX = "base_model.model."
 MOST_HEADER = 12 * 2**20  # bytes of the list of tensors
-
-
-class Pair(NamedTuple):
-    """Δ = scale · B A, the scale being what a reader makes of the config."""
-
-    A: Tensor  # (r, d_in)
-    B: Tensor  # (d_out, r)
-
-    @property
-    def rank(self) -> int:
-        return self.A.shape[0]
 
 
 @dataclass(frozen=True)
@@ -47,14 +37,15 @@ class PeftFolder:
     tensors: dict[str, Tensor]
     card: str = ""
 
-    def pairs(self) -> dict[str, Pair]:
-        """The factors of each layer by its path, in the order of the file. A factor without its partner is left out."""
+    def pairs(self) -> dict[str, Plain]:
+        """The factors of each layer by its path, in the order of the file, without the scale that a reader makes of the
+        config. A factor without its partner is left out."""
         found: dict[str, dict[str, Tensor]] = {}
         for name, tensor in self.tensors.items():
             parsed = parse_name(name)
             if parsed is not None:
                 found.setdefault(parsed[0], {})[parsed[1]] = tensor
-        return {path: Pair(f["A"], f["B"]) for path, f in found.items() if len(f) == 2}
+        return {path: Plain(up=f["B"], down=f["A"]) for path, f in found.items() if len(f) == 2}
 
     def others(self) -> dict[str, Tensor]:
         """What is no factor of a linear layer: heads, embeddings, magnitudes."""

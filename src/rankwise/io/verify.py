@@ -20,7 +20,8 @@ from rankwise.base_layers import kind_of
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io import peft_format
 from rankwise.io.engine_rules import RULES, Rule
-from rankwise.io.peft_format import PREFIX, Pair, PeftFolder
+from rankwise.io.peft_format import PREFIX, PeftFolder
+from rankwise.plain import Plain
 
 SHARE = 1e-3  # of an update, and of its effect: what an engine may be off, and still read the folder as meant
 
@@ -29,10 +30,10 @@ Inputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Reference:
-    """What the adapted model computes: its logits, and the update of each layer as B A."""
+    """What the adapted model computes: its logits, and the update of each layer."""
 
     logits: Tensor
-    pairs: Mapping[str, Pair]
+    updates: Mapping[str, Plain]
 
 
 @dataclass(frozen=True)
@@ -93,22 +94,24 @@ def linear_layers(model: nn.Module) -> list[str]:
 
 def _judged(engine: str, got: Reference, expected: Reference, limit: float) -> Verdict:
     difference = float((got.logits - expected.logits).abs().max())
-    errors = {path: _error(got.pairs.get(path), expected.pairs.get(path)) for path in {**expected.pairs, **got.pairs}}
+    errors = {
+        path: _error(got.updates.get(path), expected.updates.get(path)) for path in {**expected.updates, **got.updates}
+    }
     worst = max(errors, key=errors.__getitem__)
     agrees = difference <= limit and errors[worst] <= SHARE
     return Verdict(engine, None, difference, worst, errors[worst], agrees)
 
 
-def _error(got: Pair | None, expected: Pair | None) -> float:
+def _error(got: Plain | None, expected: Plain | None) -> float:
     """‖Δ − Δ_expected‖ / ‖Δ_expected‖; a layer that one of them leaves out has Δ = 0 there."""
     size = 0.0 if expected is None else float(_delta(expected).norm())
     off = _delta(got) - _delta(expected) if got and expected else _delta(got or expected)
     return float(off.norm()) / size if size else float("inf") if off.any() else 0.0
 
 
-def _delta(pair: Pair | None) -> Tensor:
-    assert pair is not None  # one of the two has the layer
-    return pair.B.float() @ pair.A.float()
+def _delta(plain: Plain | None) -> Tensor:
+    assert plain is not None  # one of the two has the layer
+    return plain.up.float() @ plain.down.float()
 
 
 def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -124,7 +127,7 @@ def _by_peft(content: PeftFolder, folder: Path, model: nn.Module, inputs: Inputs
         adapted = PeftModel.from_pretrained(copy.deepcopy(model), folder).eval()
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         return _reason(error)
-    return Reference(logits_of(adapted, inputs), _pairs_of(adapted))
+    return Reference(logits_of(adapted, inputs), _updates_of(adapted))
 
 
 def _by_transformers(content: PeftFolder, folder: Path, model: nn.Module, inputs: Inputs) -> Reference | str:
@@ -135,23 +138,23 @@ def _by_transformers(content: PeftFolder, folder: Path, model: nn.Module, inputs
         adapted.load_adapter(str(folder))
     except (ValueError, TypeError, RuntimeError, KeyError, OSError) as error:
         return _reason(error)
-    return Reference(logits_of(adapted.eval(), inputs), _pairs_of(adapted))
+    return Reference(logits_of(adapted.eval(), inputs), _updates_of(adapted))
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
-def _pairs_of(model: nn.Module) -> dict[str, Pair]:
+def _updates_of(model: nn.Module) -> dict[str, Plain]:
     """What PEFT's layers of a model really hold, their scale folded in."""
     from peft.tuners.lora import LoraLayer
 
-    pairs = {}
+    updates = {}
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            pairs[name.removeprefix(PREFIX)] = Pair(A, B * layer.scaling["default"])
-    return pairs
+            updates[name.removeprefix(PREFIX)] = Plain(B * layer.scaling["default"], A)
+    return updates
 
 
 def _by_rule(rule: Rule, content: PeftFolder, folder: Path, model: nn.Module, inputs: Inputs) -> Reference | str:
@@ -159,9 +162,9 @@ def _by_rule(rule: Rule, content: PeftFolder, folder: Path, model: nn.Module, in
     if reading.refused:
         return "; ".join(reading.refused)
     found = content.pairs()
-    pairs = {path: Pair(found[path].A, found[path].B * scale) for path, scale in reading.scales.items()}
-    with _adapted(model, pairs):
-        return Reference(logits_of(model, inputs), pairs)
+    updates = {path: Plain(found[path].up * scale, found[path].down) for path, scale in reading.scales.items()}
+    with _adapted(model, updates):
+        return Reference(logits_of(model, inputs), updates)
 
 
 READERS: dict[str, Callable[[PeftFolder, Path, nn.Module, Inputs], Reference | str]] = {
@@ -173,9 +176,9 @@ READERS: dict[str, Callable[[PeftFolder, Path, nn.Module, Inputs], Reference | s
 
 
 @contextmanager
-def _adapted(model: nn.Module, pairs: Mapping[str, Pair]) -> Iterator[None]:
-    """Within the block each layer adds B A x to what it gives."""
-    handles = [model.get_submodule(path).register_forward_hook(_branch(pair)) for path, pair in pairs.items()]
+def _adapted(model: nn.Module, updates: Mapping[str, Plain]) -> Iterator[None]:
+    """Within the block each layer adds its update of x to what it gives."""
+    handles = [model.get_submodule(path).register_forward_hook(_branch(plain)) for path, plain in updates.items()]
     try:
         yield
     finally:
@@ -183,9 +186,9 @@ def _adapted(model: nn.Module, pairs: Mapping[str, Pair]) -> Iterator[None]:
             handle.remove()
 
 
-def _branch(pair: Pair) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+def _branch(plain: Plain) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
     def add(layer: nn.Module, given: tuple[Tensor], y: Tensor) -> Tensor:
         x = given[0]
-        return y + (x.to(pair.A.dtype) @ pair.A.T @ pair.B.T).to(y.dtype)
+        return y + (x.to(plain.down.dtype) @ plain.down.T @ plain.up.T).to(y.dtype)
 
     return add

@@ -23,6 +23,7 @@ from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.freezing import FreezingController, FreezingRules
 from rankwise.methods.low_rank import LowRankMethod
+from rankwise.plain import Plain
 from rankwise.targets import Site
 
 Scope = Literal["ffn", "attention", "all", "none"]
@@ -49,10 +50,9 @@ class AFLoRALayer(LowRank):
         return Factors(self.B, self.A, gate=self.s_d, out=self.s_b)
 
     @torch.no_grad()
-    def take_over(self, factors: Factors) -> None:
-        up, down, *_ = factors.folded()
-        self.A[: len(down)], self.B[:, : len(down)] = down, up
-        self.s_d.zero_()[: len(down)] = 1.0
+    def take_over(self, update: Plain) -> None:
+        self.A[: update.rank], self.B[:, : update.rank] = update.down, update.up
+        self.s_d.zero_()[: update.rank] = 1.0
         self.s_b.fill_(1.0)
 
 

@@ -17,6 +17,7 @@ from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod, check_alpha, matching
 from rankwise.methods.regulariser import Regulariser, RegularisingController
+from rankwise.plain import Plain
 from rankwise.targets import Site
 
 
@@ -42,10 +43,9 @@ class LoRALayer(LowRank):
         return Factors(self.B, self.A, scale=self.scale)
 
     @torch.no_grad()
-    def take_over(self, factors: Factors) -> None:
-        up, down, *_ = factors.folded()
-        self.A[: len(down)] = down
-        self.B.zero_()[:, : len(down)] = up / self.scale
+    def take_over(self, update: Plain) -> None:
+        self.A[: update.rank] = update.down
+        self.B.zero_()[:, : update.rank] = update.up / self.scale
 
 
 def check_std(init_std: float) -> None:

@@ -17,6 +17,7 @@ from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod, check_alpha
 from rankwise.methods.regulariser import Regulariser, RegularisingController
+from rankwise.plain import Plain
 from rankwise.targets import Site
 
 
@@ -38,8 +39,8 @@ class SVDLayer(LowRank):
         return Factors(self.P, self.Q, gate=self.lam, scale=self.scale)
 
     @torch.no_grad()
-    def take_over(self, factors: Factors) -> None:
-        P, sigma, Q = factors.svd()
+    def take_over(self, update: Plain) -> None:
+        P, sigma, Q = update.svd()
         self.P[:, : len(sigma)], self.Q[: len(sigma)] = P, Q
         self.lam.zero_()[: len(sigma)] = sigma / self.scale
 
