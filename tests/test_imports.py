@@ -27,7 +27,7 @@ ORDER = [
     ["methods"],
     ["surgery"],
     ["merging"],
-    ["io", "hook", "summary"],
+    ["io", "heads", "hook", "summary"],
     ["adaptation", "planning"],
     ["adapting"],
     ["finished"],

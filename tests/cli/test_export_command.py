@@ -133,7 +133,7 @@ BAD = {
     "nothing to verify": (["ADAPTER", "--verify", "--rank-pattern", "OUT.json"], "say where to write"),
     "no adapter": (["BASE", "OUT"], "neither a run nor an adapter"),
     "another model": (["ADAPTER", "OUT", "--model", "OTHER"], "was made for another model"),
-    "no model": (["ADAPTER", "OUT", "--model", "nowhere/at-all"], "no model 'nowhere/at-all' can be read"),
+    "no model": (["ADAPTER", "OUT", "--model", "nowhere/at-all"], "'nowhere/at-all' is no model"),
     "pattern of no kind": (["ADAPTER", "--rank-pattern", "OUT.txt"], "is neither"),
     "layout": (["ADAPTER", "OUT", "--layout", "padded"], "portable"),
     "rank": (["ADAPTER", "OUT", "--rank", "1"], "rank=1 is below"),

@@ -4,12 +4,13 @@ from typing import Any
 
 import datasets
 import pytest
-from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, RobertaConfig, T5Config
+from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, RobertaConfig, T5Config, ViTConfig
 
 from rankwise.errors import ConfigError
+from rankwise.heads import TASKS, task_named, usual_task
 from rankwise.train.columns import Columns
 from rankwise.train.prepare import PREPARERS
-from rankwise.train.tasks import TASKS, check_length, guess_task, task_named
+from rankwise.train.tasks import check_length, guess_task
 
 LABELLED = Columns(text="text", label="label")
 PAIR = Columns(prompt="document", completion="summary")
@@ -32,6 +33,21 @@ def test_guess(columns: Columns, label: Any, model: Any, task: str, reason: str)
     rows = datasets.Dataset.from_dict({"text": ["x"], "label": [label]})
     guessed, why = guess_task(columns, rows, model)
     assert guessed == task and reason in why
+
+
+USUAL: list[tuple[Any, str | None]] = [
+    (BertConfig(), "classification"),
+    (BertConfig(architectures=["BertForQuestionAnswering"]), "span-qa"),
+    (LlamaConfig(architectures=["LlamaForCausalLM"]), "causal-lm"),
+    (GPT2Config(architectures=["GPT2LMHeadModel"]), "causal-lm"),
+    (T5Config(architectures=["T5ForConditionalGeneration"]), "seq2seq"),
+    (ViTConfig(), None),
+]
+
+
+@pytest.mark.parametrize(("model", "task"), USUAL, ids=[str(task) for _, task in USUAL])
+def test_a_checkpoint_has_a_usual_task(model: Any, task: str | None) -> None:
+    assert usual_task(model) == task
 
 
 def test_declared_classes_are_a_classification() -> None:

@@ -1,6 +1,10 @@
-"""The base model that a saved adapter fits: which class with a head, and how many labels, told by names and shapes."""
+"""The base model that a saved adapter fits: where it comes from, which head it has, and how many labels.
 
-from collections.abc import Iterable, Iterator, Mapping
+A run says all of it. Of an adapter alone, or a folder of another tool, names and shapes tell it.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,36 +12,33 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    PretrainedConfig,
-    set_seed,
-)
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rankwise.base_layers import kind_of, sizes
+from rankwise.cli.config_file import config_of_run
 from rankwise.errors import ConfigError, FolderError
+from rankwise.heads import TASKS, Head, heads_of, read_config
+from rankwise.io.description import is_name
 from rankwise.io.folder import DESCRIPTION, Saved, read
+from rankwise.io.hub import located
 from rankwise.io.peft_format import PREFIX, PeftFolder
+from rankwise.io.untrusted import brief
 from rankwise.train import record
 
-_MAPPINGS = (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
-    MODEL_MAPPING,
-)
+
+@dataclass(frozen=True)
+class Base:
+    """A model, and what is known of its head."""
+
+    name: str  # hub id or folder
+    revision: str | None = None
+    trust_remote_code: bool = False
+    task: str | None = None
+    labels: Sequence[str] | None = None
+
+    @property
+    def source(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 @dataclass(frozen=True)
@@ -58,38 +59,54 @@ class Needs:
         return cls(layers, {n.removeprefix(PREFIX): list(t.shape) for n, t in folder.others().items()})
 
 
-def adapter_folder(name: str) -> Path:
-    """The native adapter folder that `name` is, or that the run of that name holds."""
-    for folder in (Path(name) / record.ADAPTER, Path(name)):
-        if (folder / DESCRIPTION).is_file():
-            return folder
-    raise FolderError(f"{name} is neither a run nor an adapter of rankwise: it has no {DESCRIPTION}.")
+def adapter_and_base(what: str, model: str | None, *, trusts: bool) -> tuple[Path, Base]:
+    """Of a run, an adapter folder or an adapter's hub id; `model` overrides what they say of the base.
 
-
-def base_name(folder: Path, given: str | None) -> str:
-    """The base model of a native adapter folder: the given one, else what it was saved with."""
-    name = given or read(folder).base_model["name"]
+    Raises FolderError if it is none of them, ConfigError if it does not say which model it was made for, or asks for
+    code to be run that the user does not trust.
+    """
+    folder = located(what)
+    if (folder / record.CONFIG).is_file():
+        return folder / record.ADAPTER, _of_run(folder, model, trusts)
+    adapter = record.adapter_in(folder)
+    if adapter is None:
+        raise FolderError(f"{what} is neither a run nor an adapter of rankwise: it has no {DESCRIPTION}.")
+    name = model or read(adapter).base_model["name"]
     if not name:
-        raise ConfigError(f"{folder} does not say which model it was made for; give it with --model.")
-    return str(name)
+        raise ConfigError(f"{what} does not say which model it was made for. Give it with --model.")
+    return adapter, Base(str(name), trust_remote_code=trusts)
 
 
-def load(name: str, needs: Needs) -> nn.Module:
-    """The model with its weights, in float32; what its checkpoint lacks is drawn from a fixed seed."""
-    cls, config = _find(name, needs)
+def _of_run(folder: Path, model: str | None, trusts: bool) -> Base:
+    saved = record.read_run(folder)
+    config, path = config_of_run(folder, saved["config"], trusts=trusts), folder / record.RESULTS
+    task, labels = saved["results"].get("task"), saved["results"].get("labels")
+    if task not in TASKS:
+        raise FolderError(f"{path}: task is {brief(task)}, which is none of {list(TASKS)}.")
+    if labels is not None and not (isinstance(labels, list) and labels and all(is_name(label) for label in labels)):
+        raise FolderError(f"{path}: labels are {brief(labels)}, not a list of names.")
+    revision = config.revision if model in (None, config.model) else None
+    return Base(model or config.model, revision, config.trust_remote_code, task, labels)
+
+
+def load(base: Base, needs: Needs, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model with its weights, in `dtype` or else its own; what its checkpoint lacks is drawn from a fixed seed."""
+    head, config = _find(base, needs)
     set_seed(0)
     try:
-        model: nn.Module = cls.from_pretrained(name, config=config, dtype=torch.float32)
+        model: PreTrainedModel = head.model_class.from_pretrained(
+            base.name, config=config, dtype=dtype or "auto", **base.source
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise FolderError(f"the weights of {name!r} cannot be read: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise FolderError(f"the weights of {base.name!r} cannot be read: {reason}") from error
     return model
 
 
-def weightless(name: str, needs: Needs) -> nn.Module:
+def weightless(base: Base, needs: Needs) -> nn.Module:
     """The model without weights, for its names and shapes: each is a single zero that takes every place, but for the
     parameters that `needs` lists."""
-    cls, config = _find(name, needs)
-    model = _on_meta(cls, config)
+    model = _on_meta(base, *_find(base, needs))
     new = {p: nn.Parameter(torch.zeros((), dtype=p.dtype).expand(p.shape)) for p in model.parameters()}
     new |= {p: nn.Parameter(torch.zeros(p.shape)) for n, p in model.named_parameters() if n in needs.parameters}
     for module in model.modules():
@@ -99,32 +116,56 @@ def weightless(name: str, needs: Needs) -> nn.Module:
     return model
 
 
-def _find(name: str, needs: Needs) -> tuple[Any, PretrainedConfig]:
-    """The class and the config of `name` in which all of `needs` is found. Raises FolderError with what is not."""
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase | None:
+    """The model's tokenizer; None for one that has none, such as one of images."""
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise FolderError(f"no model {name!r} can be read: {str(error).strip().splitlines()[0]}") from error
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(base.name, **base.source)
+        return tokenizer
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _find(base: Base, needs: Needs) -> tuple[Head, PretrainedConfig]:
+    """The head and the config with which the model has all of `needs`. Raises FolderError with what it has not."""
+    config = read_config(base.name, **base.source)
     fault = f"transformers has no model of the kind {config.model_type!r}"
-    for cls in _classes(config):
-        for labels in dict.fromkeys([config.num_labels, *(shape[0] for shape in needs.parameters.values())]):
-            config.num_labels = labels
-            fault = next(_faults(_on_meta(cls, config), needs), "")
+    for head in heads_of(config) if base.task is None else (TASKS[base.task],):
+        for tried in _configs(config, base, needs):
+            fault = next(_faults(_on_meta(base, head, tried), needs), "")
             if not fault:
-                return cls, config
-    raise FolderError(f"the adapter was made for another model than {name!r}: {fault}. Name its base with --model.")
+                return head, tried
+    raise FolderError(
+        f"the adapter was made for another model than {base.name!r}: {fault}. Name its base with --model."
+    )
 
 
-def _classes(config: PretrainedConfig) -> list[Any]:
-    """The classes for a config, those that its checkpoint was saved from first."""
-    found: Iterable[Any] = (m[type(config)] for m in _MAPPINGS if type(config) in m)
-    classes = [cls for entry in found for cls in (entry if isinstance(entry, tuple) else (entry,))]
-    return sorted(classes, key=lambda cls: cls.__name__ not in (config.architectures or []))
+def _configs(config: PretrainedConfig, base: Base, needs: Needs) -> Iterator[PretrainedConfig]:
+    """The config with each number of labels that is possible; that of a head is in no file but the adapter's."""
+    if base.labels is not None:
+        counts = [len(base.labels)]
+    elif base.task == "regression":
+        counts = [1]
+    else:
+        counts = [config.num_labels, *(shape[0] for shape in needs.parameters.values() if shape)]
+    for count in dict.fromkeys(counts):
+        tried = copy.deepcopy(config)
+        tried.num_labels = count
+        if base.labels is not None:
+            tried.id2label = dict(enumerate(base.labels))
+            tried.label2id = {name: label for label, name in tried.id2label.items()}
+        if base.task == "regression":
+            tried.problem_type = "regression"
+        yield tried
 
 
-def _on_meta(cls: Any, config: PretrainedConfig) -> nn.Module:
-    with torch.device("meta"):
-        model: nn.Module = cls(config)
+def _on_meta(base: Base, head: Head, config: PretrainedConfig) -> nn.Module:
+    settings = {"trust_remote_code": base.trust_remote_code, "dtype": torch.float32}
+    try:
+        with torch.device("meta"):
+            model: nn.Module = head.model_class.from_config(config, **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FolderError(f"no model can be made as {base.name!r} says: {reason}") from error
     return model
 
 

@@ -71,6 +71,18 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
     return parse("train", ["--config", json.dumps(_parser_form(data))]).config
 
 
+def config_of_run(folder: Path, content: Mapping[str, Any], *, trusts: bool) -> RunConfig:
+    """The RunConfig in a run folder, which may be from somebody else: raises ConfigError if it asks to run the code of
+    a model and the user does not trust that."""
+    config = config_from_dict(content)
+    if config.trust_remote_code and not trusts:
+        raise ConfigError(
+            f"{folder} asks to run the code that comes with the model {config.model!r}. "
+            "If you trust it, say so with --trust_remote_code."
+        )
+    return config
+
+
 def _as_parser_reads(arguments: list[str]) -> list[str]:
     """Files are read and checked here; method names become classes. A file may be given first or as --config."""
     pairs = [a.partition("=") if a.startswith("--") else ("", "", a) for a in arguments]

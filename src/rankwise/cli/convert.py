@@ -8,7 +8,7 @@ import yaml
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.errors import ConfigError, FolderError
-from rankwise.io.folder import DESCRIPTION, write
+from rankwise.io.folder import write
 from rankwise.io.loralib import Loralib
 from rankwise.io.sources import opened
 from rankwise.io.untrusted import parse_yaml
@@ -54,8 +54,7 @@ def _source(given: Any) -> Path | Loralib:
     for name in ("alpha", "blocks", "trained"):
         if vars(given)[name] is not None:
             raise ConfigError(f"--{name} is for checkpoints of loralib's, and {path} is none; a folder says it itself.")
-    run_adapter = path / record.ADAPTER
-    return run_adapter if (run_adapter / DESCRIPTION).is_file() else path
+    return record.adapter_in(path) or path
 
 
 def _method(to: str | None) -> dict[str, Any] | None:

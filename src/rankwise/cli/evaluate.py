@@ -5,9 +5,9 @@ from pathlib import Path
 from rich.table import Table
 
 from rankwise.cli.arguments import make_parser, parse_arguments
-from rankwise.cli.config_file import config_from_dict
+from rankwise.cli.config_file import config_of_run
 from rankwise.cli.console import make_console
-from rankwise.errors import ConfigError, FolderError
+from rankwise.errors import FolderError
 from rankwise.train import record
 from rankwise.train.quiet import quiet_libraries
 from rankwise.train.run import evaluate_run
@@ -20,12 +20,7 @@ def run(arguments: list[str]) -> int:
     given = parse_arguments(parser, arguments)
     folder = Path(given.run)
     saved = record.read_run(folder)
-    config = config_from_dict(saved["config"])
-    if config.trust_remote_code and not given.trust_remote_code:  # the file may be from somebody else
-        raise ConfigError(
-            f"{folder} asks to run the code that comes with the model {config.model!r}. "
-            "If you trust it, say so with --trust_remote_code."
-        )
+    config = config_of_run(folder, saved["config"], trusts=given.trust_remote_code)
     quiet_libraries()
     scores = evaluate_run(folder, config)
     before = saved["results"]["scores"]

@@ -8,6 +8,7 @@ from rankwise.adaptation import Adaptation
 from rankwise.adapting import load
 from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.base_model import Base, Needs
 from rankwise.cli.console import make_console
 from rankwise.cli.verify import judge
 from rankwise.errors import ConfigError
@@ -24,7 +25,7 @@ def run(arguments: list[str]) -> int:
         description="Write a run or an adapter as a plain LoRA folder, which PEFT, transformers, vLLM, SGLang and "
         "llama.cpp read. The base model's config is read, its weights are not.",
     )
-    parser.add_argument("adapter", type=str, help="a run folder or an adapter folder")
+    parser.add_argument("adapter", type=str, help="a run folder, an adapter folder or an adapter's hub id")
     parser.add_argument("out", type=str, nargs="?", help="the folder to write")
     parser.add_argument(
         "--layout", type=Layout, default="portable", help="portable: for every engine; compact: for PEFT, smaller"
@@ -39,26 +40,25 @@ def run(arguments: list[str]) -> int:
         "--rank-pattern", type=str | None, default=None, help="also write the ranks: .json for PEFT, .yaml for axolotl"
     )
     parser.add_argument("--gguf", type=str | None, default=None, help="also write an adapter of llama.cpp, for a Llama")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     parser.add_argument("--verify", action="store_true", help="then read the folder back in each engine's way")
     given = parse_arguments(parser, arguments)
     if given.out is None and (given.verify or given.gguf is not None or given.rank_pattern is None):
         raise ConfigError("say where to write: rankwise export ADAPTER OUT; without OUT only --rank-pattern FILE.")
     quiet_libraries()
-    folder = base_model.adapter_folder(given.adapter)
-    model = base_model.base_name(folder, given.model)
-    adaptation = _without_weights(folder, model)
+    adapter, base = base_model.adapter_and_base(given.adapter, given.model, trusts=given.trust_remote_code)
+    adaptation = _without_weights(adapter, base)
     if given.rank_pattern is not None:
         write_rank_pattern(Path(given.rank_pattern), adaptation.model, adaptation.adapters)
     if given.out is not None:
         _export(adaptation, given)
     if given.gguf is not None:
         gguf_adapter.convert(Path(given.out), adaptation.model.config, Path(given.gguf))
-    return judge(Path(given.out), model, against=folder) if given.verify else 0
+    return judge(Path(given.out), base, against=adapter) if given.verify else 0
 
 
-def _without_weights(folder: Path, model: str) -> Adaptation:
-    needs = base_model.Needs.of_adapter(read(folder))
-    return load(base_model.weightless(model, needs), folder, resume=False)
+def _without_weights(adapter: Path, base: Base) -> Adaptation:
+    return load(base_model.weightless(base, Needs.of_adapter(read(adapter))), adapter, resume=False)
 
 
 def _export(adaptation: Adaptation, given: Any) -> None:

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from rich.table import Table
-from transformers import AutoConfig
 
 from rankwise.base_layers import sizes
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.cli.tables import layer_table
-from rankwise.errors import FolderError
-from rankwise.io.folder import DESCRIPTION, Saved, read
+from rankwise.errors import ConfigError, FolderError
+from rankwise.heads import read_config
+from rankwise.io.folder import Saved, read
 from rankwise.io.untrusted import brief
 from rankwise.planning.weightless import model_of
 from rankwise.targets import ModelView
@@ -26,10 +26,8 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("what", type=str, help="a run folder, an adapter folder, a model folder or a hub id")
     what = str(parse_arguments(parser, arguments).what)
-    for folder in (Path(what) / record.ADAPTER, Path(what)):
-        if (folder / DESCRIPTION).is_file():
-            return show_adapter(folder)
-    return show_model(what)
+    adapter = record.adapter_in(Path(what))
+    return show_model(what) if adapter is None else show_adapter(adapter)
 
 
 def show_adapter(folder: Path) -> int:
@@ -55,10 +53,9 @@ def _contents(saved: Saved) -> str:
 
 def show_model(name: str) -> int:
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FolderError(f"{name!r} is neither a run, an adapter nor a model: {reason}") from error
+        config = read_config(name)
+    except ConfigError as error:
+        raise FolderError(f"{name!r} is neither a run, an adapter nor a model: {error}") from error
     model, _ = model_of(config, None, None)
     view = ModelView(model)
     table = Table("linear layer", "role", "out × in", title=f"{name}, as {type(model).__name__} names its layers")

@@ -8,17 +8,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise.adapting import load
+from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
-from rankwise.cli.config_file import config_from_dict
+from rankwise.cli.base_model import Needs
 from rankwise.cli.console import make_console
-from rankwise.errors import ConfigError, DataError, FolderError
+from rankwise.errors import DataError, FolderError
 from rankwise.io.atomic import replaced_folder
-from rankwise.io.hub import located
+from rankwise.io.folder import read
 from rankwise.merging import EndToEnd, compared, logits
-from rankwise.train import record
-from rankwise.train.config import RunConfig
+from rankwise.train.plain_model import as_plain, samples
 from rankwise.train.quiet import quiet_libraries
-from rankwise.train.saved_model import Source, as_plain, find_source, load_base, load_tokenizer, samples
 
 PROMPTS = (
     "The committee met on Tuesday to discuss the budget for the coming year, and",
@@ -46,18 +45,17 @@ def run(arguments: list[str]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FolderError(f"{out} is there already. Give another folder, or remove it.")
     quiet_libraries()
-    what = located(given.what)
-    source = find_source(what, given.model, _run_config(what, given.trust_remote_code))
-    dtype = None if given.dtype is None else DTYPES[given.dtype]
+    adapter, base = base_model.adapter_and_base(given.what, given.model, trusts=given.trust_remote_code)
     # read in float32 where the type changes, so that the sum is rounded once
-    model, tokenizer = load_base(source, None if dtype is None else torch.float32), load_tokenizer(source)
-    return merge(source, model, tokenizer, given, prompts)
+    dtype = None if given.dtype is None else torch.float32
+    model, tokenizer = base_model.load(base, Needs.of_adapter(read(adapter)), dtype), base_model.load_tokenizer(base)
+    return merge(adapter, model, tokenizer, given, prompts)
 
 
 def merge(
-    source: Source, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, given: Any, prompts: list[str]
+    adapter: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, given: Any, prompts: list[str]
 ) -> int:
-    adaptation = load(model, source.adapter, resume=False)
+    adaptation = load(model, adapter, resume=False)
     inputs = [] if tokenizer is None else samples(tokenizer, model, prompts)
     adapted = [logits(model, sample) for sample in inputs]
     with warnings.catch_warnings():
@@ -85,19 +83,6 @@ def merge(
     if error.warning():
         console.print(f"warning: {error.warning()}", markup=False, soft_wrap=True)
     return 0
-
-
-def _run_config(what: Path, trusts: bool) -> RunConfig | None:
-    """The configuration of a run folder; None for an adapter folder."""
-    if not (what / record.CONFIG).is_file():
-        return None
-    config = config_from_dict(record.read_config(what))
-    if config.trust_remote_code and not trusts:  # the file may be from somebody else
-        raise ConfigError(
-            f"{what} asks to run the code that comes with the model {config.model!r}. "
-            "If you trust it, say so with --trust_remote_code."
-        )
-    return config
 
 
 def read_prompts(path: Path) -> list[str]:

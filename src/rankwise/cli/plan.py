@@ -9,9 +9,9 @@ import yaml
 
 from rankwise.cli.config_file import full_help, parse
 from rankwise.cli.console import make_console
+from rankwise.heads import read_config
 from rankwise.planning.plan import Plan
 from rankwise.planning.planner import plan
-from rankwise.planning.weightless import read_config
 from rankwise.train import record
 from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig
@@ -47,7 +47,7 @@ def _with_config(arguments: list[str]) -> list[str]:
 def plan_run(config: RunConfig, device_memory: str | None) -> Plan:
     """The plan of the run that `rankwise train` would make of a configuration; of its data, the rows are counted."""
     training = config.training
-    model_config = read_config(config.model)
+    model_config = read_config(config.model, revision=config.revision)
     check_length(config.data.max_length, model_config)
     told: dict[str, Any] = {"task": config.task, "total_steps": training.steps}
     if config.data.train != NO_DATA["train"]:

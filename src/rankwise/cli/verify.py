@@ -13,6 +13,7 @@ from torch import nn
 from rankwise.adapting import load
 from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.base_model import Base, Needs
 from rankwise.cli.console import make_console
 from rankwise.errors import ConfigError
 from rankwise.io import peft_format
@@ -32,41 +33,46 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("folder", type=str, help="the LoRA folder")
     parser.add_argument("--model", type=str | None, default=None, help="the base model, where the folder names none")
     parser.add_argument("--against", type=str | None, default=None, help="the run or adapter that it was exported from")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     parser.add_argument("--engines", type=list[str] | None, default=None, help=f"some of {', '.join(READERS)}")
     given = parse_arguments(parser, arguments)
     folder = Path(given.folder)
-    model = given.model or peft_format.read(folder).config.get("base_model_name_or_path")
-    if not isinstance(model, str):
-        raise ConfigError(f"{folder} names no base model; give it with --model.")
+    named = peft_format.read(folder).config.get("base_model_name_or_path")
+    model = given.model or (named if isinstance(named, str) else None)
     quiet_libraries()
-    against = None if given.against is None else base_model.adapter_folder(given.against)
-    return judge(folder, model, against=against, engines=given.engines)
+    if given.against is not None:
+        against, base = base_model.adapter_and_base(given.against, model, trusts=given.trust_remote_code)
+        return judge(folder, base, against=against, engines=given.engines)
+    if model is None:
+        raise ConfigError(f"{folder} names no base model; give it with --model.")
+    base = Base(model, trust_remote_code=given.trust_remote_code)
+    return judge(folder, base, against=None, engines=given.engines)
 
 
-def judge(folder: Path, model: str, *, against: Path | None, engines: Sequence[str] | None = None) -> int:
+def judge(folder: Path, base: Base, *, against: Path | None, engines: Sequence[str] | None = None) -> int:
     """Verify and print. Returns the exit status."""
     content = peft_format.read(folder)
     if against is None:
-        base, reference = base_model.load(model, base_model.Needs.of_peft(content)), None
+        model, reference = base_model.load(base, Needs.of_peft(content), torch.float32), None
     else:
-        base, reference = _adapted(model, against, with_heads=not content.config.get("modules_to_save"))
+        model, reference = _adapted(base, against, with_heads=not content.config.get("modules_to_save"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by old names
-        verdicts = verify(folder, base, sample_inputs(base), reference, engines)
+        verdicts = verify(folder, model, sample_inputs(model), reference, engines)
     make_console().print(_table(folder, verdicts))
     wrong = [v for v in verdicts if not v.agrees and (engines or v.refused is None)]
     return 1 if wrong else 0
 
 
 @torch.no_grad()
-def _adapted(model: str, adapter: Path, *, with_heads: bool) -> tuple[nn.Module, Reference]:
+def _adapted(base: Base, adapter: Path, *, with_heads: bool) -> tuple[nn.Module, Reference]:
     """The base model, and what the adapter makes of it; with the adapter's heads where the folder brings none."""
-    base = base_model.load(model, base_model.Needs.of_adapter(read(adapter)))
-    adaptation = load(copy.deepcopy(base), adapter, resume=False)
-    reference = Reference(logits_of(adaptation.model.eval(), sample_inputs(base)), updates(adaptation.adapters))
+    model = base_model.load(base, Needs.of_adapter(read(adapter)), torch.float32)
+    adaptation = load(copy.deepcopy(model), adapter, resume=False)
+    reference = Reference(logits_of(adaptation.model.eval(), sample_inputs(model)), updates(adaptation.adapters))
     for name, parameter in adaptation.trained.items() if with_heads else ():
-        base.get_parameter(name).copy_(parameter)
-    return base, reference
+        model.get_parameter(name).copy_(parameter)
+    return model, reference
 
 
 def _table(folder: Path, verdicts: Sequence[Verdict]) -> Table:

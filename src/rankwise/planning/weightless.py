@@ -8,78 +8,28 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
-from rankwise.errors import ConfigError, nearest
+from rankwise.errors import ConfigError
+from rankwise.heads import BARE, read_config, task_named, task_of, usual_task
 
 Source: TypeAlias = "PretrainedConfig | nn.Module | str | Path"
 Batch = dict[str, Tensor]
-
-# task -> (transformers' class, the architectures that have its head)
-HEADS: dict[str, tuple[Any, Any]] = {
-    "classification": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
-    "regression": (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING),
-    "span-qa": (AutoModelForQuestionAnswering, MODEL_FOR_QUESTION_ANSWERING_MAPPING),
-    "causal-lm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING),
-    "seq2seq": (AutoModelForSeq2SeqLM, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-}
-_TASK_OF_CLASS = {"CausalLM": "causal-lm", "LMHead": "causal-lm", "ConditionalGeneration": "seq2seq"}
-
-
-def usual_task(config: PretrainedConfig) -> str | None:
-    """What a model of this config is usually trained for: what its checkpoint is for, or classification."""
-    classes = " ".join(config.architectures or [])
-    task = next((t for word, t in _TASK_OF_CLASS.items() if word in classes), "classification")
-    return task if type(config) in HEADS[task][1] else None
-
-
-def read_config(name: str | Path) -> PretrainedConfig:
-    """The config of a hub id or a folder. Raises ConfigError."""
-    try:
-        return AutoConfig.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"{str(name)!r} is no model: {reason} Give a hub id or a folder with a config.json."
-        ) from error
 
 
 def model_of(source: Source, task: str | None, dtype: torch.dtype | None) -> tuple[nn.Module, str | None]:
     """A model on the meta device, in training mode, and its task; a model that was given has the task of its class."""
     if isinstance(source, nn.Module):
         twin = _twin(source)
-        return twin.to(dtype).train(), task or _task_of_model(twin)
+        known = task_of(twin) if isinstance(twin, PreTrainedModel) else None
+        return twin.to(dtype).train(), task or known
     config = copy.deepcopy(source) if isinstance(source, PretrainedConfig) else read_config(source)
     task = task or usual_task(config)
     settings: dict[str, Any] = {"trust_remote_code": False} | ({} if dtype is None else {"dtype": dtype})
+    head = BARE if task is None else task_named(task, config)
     with torch.device("meta"):
-        model: nn.Module = _loader(config, task).from_config(config, **settings)
+        model: nn.Module = head.model_class.from_config(config, **settings)
     return model.train(), task
-
-
-def _loader(config: PretrainedConfig, task: str | None) -> Any:
-    if task is None:
-        return AutoModel
-    if task not in HEADS:
-        raise ConfigError(f"unknown task {task!r}; known are {list(HEADS)}.{nearest(task, HEADS)}")
-    loader, architectures = HEADS[task]
-    if type(config) not in architectures:
-        able = [name for name, (_, known) in HEADS.items() if type(config) in known]
-        raise ConfigError(f"a {config.model_type} model has no head for task {task!r}; it has one for {able}.")
-    return loader
 
 
 def _twin(model: nn.Module) -> nn.Module:
@@ -97,17 +47,6 @@ def recompute_activations(model: nn.Module) -> None:
     if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
         raise ConfigError(f"a {type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing off.")
     model.activation_checkpointing_enable({"use_reentrant": False})
-
-
-def _task_of_model(model: nn.Module) -> str | None:
-    if not isinstance(model, PreTrainedModel):
-        return None
-    config: Any = model.config
-    for task, (_, architectures) in HEADS.items():
-        classes = architectures[type(config)] if type(config) in architectures else ()
-        if isinstance(model, classes):
-            return task
-    return None
 
 
 def loss_of(model: nn.Module, task: str | None, rows: int, length: int) -> Callable[[], Tensor] | None:

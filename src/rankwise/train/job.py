@@ -10,13 +10,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from rankwise.adaptation import Adaptation
 from rankwise.adapting import adapt, load
 from rankwise.errors import ConfigError
+from rankwise.heads import task_named
 from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
 from rankwise.train.metrics import Metrics, metrics_for
 from rankwise.train.prepare import prepare
 from rankwise.train.prepared import Prepared
-from rankwise.train.tasks import check_length, guess_task, task_named
+from rankwise.train.tasks import check_length, guess_task
 
 
 @dataclass(frozen=True, kw_only=True)

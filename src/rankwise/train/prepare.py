@@ -30,7 +30,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     config: DataConfig,
 ) -> Prepared:
-    """Tokenize both splits for `task`, a name of tasks.TASKS; causal rows stay text, in TRL's shapes.
+    """Tokenize both splits for `task`, a name of heads.TASKS; causal rows stay text, in TRL's shapes.
 
     Raises DataError when the rows do not fit the task, ConfigError when the tokenizer does not.
     """

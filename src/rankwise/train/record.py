@@ -18,6 +18,7 @@ from rankwise.adapter import Method
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import replaced_file, write_json
 from rankwise.io.description import fits, method_as_dict
+from rankwise.io.folder import DESCRIPTION
 from rankwise.io.untrusted import MOST_YAML, brief, parse_yaml, read_json, read_text
 from rankwise.train.config import RunConfig
 
@@ -121,6 +122,11 @@ def read_run(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise FolderError(f"{folder} is no finished run: it has no {name}.")
     return {"config": read_config(folder), "results": read_results(folder)}
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """The native adapter folder that a folder is, or that a run or a checkpoint holds."""
+    return next((f for f in (folder / ADAPTER, folder) if (f / DESCRIPTION).is_file()), None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

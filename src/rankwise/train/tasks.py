@@ -1,81 +1,14 @@
-"""The tasks: which model each needs, and which one fits the columns."""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+"""Which task fits the columns, and which length a model."""
 
 import datasets
 import pyarrow as pa
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_QUESTION_ANSWERING_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-)
+from transformers import PretrainedConfig
 
-from rankwise.errors import ConfigError, nearest
+from rankwise.errors import ConfigError
 from rankwise.train.columns import Columns
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """A row of TASKS."""
-
-    model_class: Any
-    """transformers' AutoModel class with the task's head."""
-    models: Mapping[type[PretrainedConfig], Any]
-    """The architectures that have that head."""
-
-
-TASKS = {
-    "classification": Task(
-        model_class=AutoModelForSequenceClassification, models=MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    ),
-    "regression": Task(
-        model_class=AutoModelForSequenceClassification, models=MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    ),
-    "span-qa": Task(model_class=AutoModelForQuestionAnswering, models=MODEL_FOR_QUESTION_ANSWERING_MAPPING),
-    "causal-lm": Task(model_class=AutoModelForCausalLM, models=MODEL_FOR_CAUSAL_LM_MAPPING),
-    "seq2seq": Task(model_class=AutoModelForSeq2SeqLM, models=MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING),
-}
-
-
-HEADS = {
-    "CausalLM": "causal-lm",
-    "LMHead": "causal-lm",
-    "ConditionalGeneration": "seq2seq",
-    "QuestionAnswering": "span-qa",
-}
-
-
-def usual_class(model_config: PretrainedConfig) -> Any:
-    """The AutoModel class with the head that the checkpoint was saved with, or else one to classify with."""
-    classes = " ".join(model_config.architectures or [])
-    task = TASKS[next((t for word, t in HEADS.items() if word in classes), "classification")]
-    return task.model_class if type(model_config) in task.models else AutoModel
-
 
 # RoBERTa's positions begin behind its padding token's id
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
-
-
-def task_named(name: str, model_config: PretrainedConfig) -> Task:
-    """The task, if the model can have its head. Raises ConfigError otherwise."""
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}; known are {list(TASKS)}.{nearest(name, TASKS)}")
-    if type(model_config) not in TASKS[name].models:
-        able = [other for other, task in TASKS.items() if type(model_config) in task.models]
-        raise ConfigError(
-            f"a {model_config.model_type} model has no head for task {name!r}; it has one for {able}. "
-            "Choose one of those, or another model."
-        )
-    return TASKS[name]
 
 
 def check_length(max_length: int, model_config: PretrainedConfig) -> None:
