@@ -126,14 +126,19 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase | None:
 
 
 def _find(base: Base, needs: Needs) -> tuple[Head, PretrainedConfig]:
-    """The head and the config with which the model has all of `needs`. Raises FolderError with what it has not."""
+    """The head and the config with which the model has all of `needs`.
+
+    Raises FolderError with the first fault of the model that has fewest.
+    """
     config = read_config(base.name, **base.source)
-    fault = f"transformers has no model of the kind {config.model_type!r}"
+    tries: list[list[str]] = []
     for head in heads_of(config) if base.task is None else (TASKS[base.task],):
         for tried in _configs(config, base, needs):
-            fault = next(_faults(_on_meta(base, head, tried), needs), "")
-            if not fault:
+            faults = list(_faults(_on_meta(base, head, tried), needs))
+            if not faults:
                 return head, tried
+            tries.append(faults)
+    fault = min(tries, key=len)[0] if tries else f"transformers has no model of the kind {config.model_type!r}"
     raise FolderError(
         f"the adapter was made for another model than {base.name!r}: {fault}. Name its base with --model."
     )
