@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankwise.adaptation import Adaptation
-from rankwise.adapter import FusedBlocks, LowRank
+from rankwise.adapter import is_adapted
 from rankwise.banked import BankedLayer, Rows
 from rankwise.base_layers import kind_of
 from rankwise.errors import ConfigError, StateError, nearest
@@ -204,7 +204,7 @@ class Bank:
 
 
 def _check_plain(model: nn.Module) -> None:
-    if any(isinstance(module, LowRank | FusedBlocks) for module in model.modules()):
+    if is_adapted(model):
         raise StateError(
             "the model is adapted: a bank holds finished adapters on a plain base. Undo or merge it first."
         )

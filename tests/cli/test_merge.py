@@ -93,10 +93,10 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(causal: tup
     other = tiny.save_model("gpt2", tmp_path / "other")
     out = str(tmp_path / "out")
     for arguments, message in (
-        ([str(adapter), str(tmp_path / "taken")], "is there already"),
+        ([str(adapter), str(tmp_path / "taken")], "holds something already"),
         ([str(adapter), out, "--prompts", str(tmp_path / "blank.txt")], "holds no text"),
         ([str(adapter), out, "--prompts", str(tmp_path / "none.txt")], "cannot be read"),
-        ([str(tmp_path), out], "neither a run nor an adapter"),
+        ([str(other), out], "neither a run nor an adapter"),
         ([str(adapter), out, "--model", str(other)], "made for another model"),
         ([str(adapter), out, "--model", str(tmp_path / "nowhere")], "is no model"),
         ([str(adapter), out, "--dtype", "int8"], "dtype"),

@@ -1,11 +1,12 @@
 """Parsers of the commands, whose errors are rankwise's own."""
 
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from rankwise.cli.explain import explained
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, FolderError
 
 
 def make_parser(command: str, **settings: Any) -> jsonargparse.ArgumentParser:
@@ -20,6 +21,12 @@ def parse_arguments(parser: jsonargparse.ArgumentParser, arguments: list[str]) -
     except jsonargparse.ArgumentError as error:
         command = parser.prog.removeprefix("rankwise ")
         raise ConfigError(explained(str(error), command, options(parser))) from error
+
+
+def check_new(folder: Path) -> None:
+    """Raise FolderError for a folder to write that holds something, or is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FolderError(f"{folder} holds something already. Give another name, or remove it.")
 
 
 def options(parser: jsonargparse.ArgumentParser) -> list[str]:

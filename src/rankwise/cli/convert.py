@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
-from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.arguments import check_new, make_parser, parse_arguments
 from rankwise.cli.console import make_console
-from rankwise.errors import ConfigError, FolderError
+from rankwise.errors import ConfigError
 from rankwise.io.folder import write
 from rankwise.io.loralib import Loralib
 from rankwise.io.sources import opened
@@ -34,8 +34,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--trained", type=str, help="for them: modules that trained in full, '[classifier]'")
     given = parse_arguments(parser, arguments)
     source, out = _source(given), Path(given.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FolderError(f"{out} holds something already. Give another name, or remove it.")
+    check_new(out)
     _, saved, words = opened(source, _method(given.to))
     write(out, saved)
     console = make_console()

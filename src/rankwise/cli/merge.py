@@ -9,10 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rankwise.adapting import load
 from rankwise.cli import base_model
-from rankwise.cli.arguments import make_parser, parse_arguments
+from rankwise.cli.arguments import check_new, make_parser, parse_arguments
 from rankwise.cli.base_model import Needs
 from rankwise.cli.console import make_console
-from rankwise.errors import DataError, FolderError
+from rankwise.errors import DataError
 from rankwise.io.atomic import replaced_folder
 from rankwise.io.folder import read
 from rankwise.merging import EndToEnd, compared, logits
@@ -39,11 +39,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--max_shard_size", type=str, default="5GB", help="largest weight file, such as 2GB")
     parser.add_argument("--prompts", type=str, help="file of texts, one a line, to compare the outputs on")
     parser.add_argument("--dequantize", action="store_true", help="merge into a quantised base, as ordinary weights")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of the model of such a run")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     given = parse_arguments(parser, arguments)
-    out, prompts = Path(given.out), list(PROMPTS) if given.prompts is None else read_prompts(Path(given.prompts))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FolderError(f"{out} is there already. Give another folder, or remove it.")
+    check_new(Path(given.out))
+    prompts = list(PROMPTS) if given.prompts is None else read_prompts(Path(given.prompts))
     quiet_libraries()
     adapter, base = base_model.adapter_and_base(given.what, given.model, trusts=given.trust_remote_code)
     # read in float32 where the type changes, so that the sum is rounded once

@@ -12,9 +12,9 @@ from rankwise.errors import ConfigError, FolderError
 from rankwise.io import peft_format
 from rankwise.io.description import read_description
 from rankwise.io.folder import DESCRIPTION, FILES
+from rankwise.io.model_card import is_hub_id
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-BASE = re.compile(rf"{ID.pattern}|[A-Za-z0-9][\w.-]*")  # "gpt2" is one too
 
 
 class Upload(TypedDict, total=False):
@@ -96,7 +96,7 @@ def _write_card(folder: Path, hub_id: str) -> None:
     """README.md, and no local path in any file: the base is named only if its name is an id on the hub."""
     saved = read_description(folder / DESCRIPTION, folder)
     base = saved["base_model"]["name"]
-    if base is None or BASE.fullmatch(base) is None or Path(base).exists():
+    if base is None or not is_hub_id(base):
         base = None
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         description["base_model"]["name"] = None

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from torch import Tensor, nn
 
 from rankwise.errors import StateError
+from rankwise.methods.low_rank import endings
 
 
 def targets(model: nn.Module, paths: Collection[str]) -> list[str] | str:
@@ -13,14 +14,9 @@ def targets(model: nn.Module, paths: Collection[str]) -> list[str] | str:
     paths, else one regular expression."""
     names = [n for n, _ in model.named_modules() if not any(e in paths and e != n for e in _beginnings(n))]
     for candidates in ({path.rpartition(".")[2] for path in paths}, set(paths)):
-        if {n for n in names if any(ending in candidates for ending in _endings(n))} == set(paths):
+        if {n for n in names if any(ending in candidates for ending in endings(n))} == set(paths):
             return sorted(candidates)
     return "|".join(re.escape(path) for path in paths)
-
-
-def _endings(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[at:]) for at in range(len(parts))]
 
 
 def _beginnings(name: str) -> list[str]:

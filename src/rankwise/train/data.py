@@ -1,18 +1,17 @@
 """The rows of a run: read from a file, a folder or the hub, checked, split, and drawn."""
 
-import re
 from pathlib import Path
 
 import datasets
 import numpy as np
 
 from rankwise.errors import DataError, nearest
+from rankwise.io.model_card import HUB_ID
 from rankwise.train.columns import check_columns, detect_columns, known_names
 from rankwise.train.data_config import DataConfig
 from rankwise.train.files import READERS, Wanted, read_file
 
 VALIDATION_STEMS = ("validation", "valid", "val", "dev")
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 Splits = tuple[datasets.Dataset, datasets.Dataset | None]
 
 
