@@ -137,7 +137,7 @@ class BudgetController(Controller):
 
     def _size(self, layer: LowRank) -> int:
         """Parameters of one unit."""
-        return sum(layer.get_parameter(name).numel() // layer.rank for name in self.rules.tensors)
+        return sum(layer.own_parameter(name).numel() // layer.rank for name in self.rules.tensors)
 
     @torch.no_grad()
     def _allocate(self) -> list[Event]:
@@ -188,7 +188,7 @@ class BudgetController(Controller):
         masks = []
         for layer in self.layers.values():
             for name in self.rules.zeroed:
-                parameter = layer.get_parameter(name)
+                parameter = layer.own_parameter(name)
                 mask = layer.live if parameter.ndim == 1 else layer.live.unsqueeze(1 - layer.rank_dims[name])
                 masks.append((parameter, part(mask.expand(parameter.shape), parameter)))
         return masks

@@ -52,7 +52,7 @@ class FreezingController(Controller):
         return {"frozen": len(self.frozen) / len(self.projections)}
 
     def parameters(self) -> list[nn.Parameter]:
-        return [layer.get_parameter(name) for layer, name in self.projections.values()]
+        return [layer.own_parameter(name) for layer, name in self.projections.values()]
 
     def stopped(self) -> list[nn.Parameter]:
         parameters = self.parameters() if self.frozen else []
