@@ -58,7 +58,7 @@ class Problem:
 
 
 def _adamw(parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameters, lr=1e-4, fused=parameters[0].is_cuda)
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=True)  # as a loop over 420 tensors it takes 50 ms of a step
 
 
 def _case(name: str, problem: Problem, model: nn.Module, after: Callable[[int], None] = lambda _: None) -> Case:

@@ -47,9 +47,12 @@ class Split(NamedTuple):
     step: int  # length of the longest slice
 
 
+_PLAIN = (Tensor, nn.Parameter)  # asked for first: this is called several times for each tensor in each step
+
+
 def split_of(tensor: Tensor) -> Split | None:
     """None for a tensor that is here whole. Raises StateError for one cut along several dimensions of the mesh."""
-    if not grouped():
+    if type(tensor) in _PLAIN or not grouped():
         return None
     from torch.distributed.tensor import DTensor  # only where it can be one: a build of torch may have no distributed
 

@@ -92,13 +92,13 @@ class Importance:
             own.copy_(state[name])
 
 
-def blocks(tensors: Sequence[Tensor]) -> Iterator[range]:
+def blocks(tensors: Sequence[Tensor], most_on_cpu: int = 2**17) -> Iterator[range]:
     """Runs of positions whose tensors have, together, about as many elements as a core's cache holds; an accelerator,
     which is slow to start anything, gets longer ones.
     """
     start, size = 0, 0
     for k, tensor in enumerate(tensors):
-        most = 2**17 if tensor.device.type == "cpu" else 2**24
+        most = most_on_cpu if tensor.device.type == "cpu" else 2**24
         if size and size + tensor.numel() > most:
             yield range(start, k)
             start, size = k, 0

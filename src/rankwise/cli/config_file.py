@@ -12,7 +12,7 @@ import yaml
 from rankwise.cli import arguments as command_line
 from rankwise.cli.explain import explained
 from rankwise.errors import ConfigError, nearest
-from rankwise.io.untrusted import MOST_YAML, parse_yaml
+from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
 from rankwise.methods import METHODS
 from rankwise.train.config import RunConfig
 

@@ -11,7 +11,7 @@ from rankwise.errors import ConfigError
 from rankwise.io.folder import write
 from rankwise.io.loralib import Loralib
 from rankwise.io.sources import opened
-from rankwise.io.untrusted import parse_yaml
+from rankwise.io.untrusted_yaml import parse_yaml
 from rankwise.train import record
 
 

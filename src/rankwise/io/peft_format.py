@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from torch import Tensor
 
 from rankwise.errors import FolderError
@@ -108,5 +107,7 @@ def lora_config(
 
 def card(front: Mapping[str, Any], text: str) -> str:
     """A model card: YAML front matter, then Markdown."""
+    import yaml  # only here: importing rankwise should not wait for it
+
     matter = yaml.safe_dump({k: v for k, v in front.items() if v is not None}, sort_keys=False, allow_unicode=True)
     return f"---\n{matter}---\n\n{text}"

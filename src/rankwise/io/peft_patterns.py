@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-import regex
-
 from rankwise.errors import ConfigError
 from rankwise.io.untrusted import brief
 from rankwise.methods.low_rank import endings
@@ -40,6 +38,8 @@ class Pattern(Generic[T]):
         return self.values[min(found)] if found else default
 
     def _matches(self, key: str, name: str) -> bool:
+        import regex  # takes a tenth of what importing rankwise takes, and few configs hold an expression
+
         if len(key) > LONGEST:
             raise ConfigError(f"{brief(key)} is longer than {LONGEST} characters: write layers by their names.")
         try:

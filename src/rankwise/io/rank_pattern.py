@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
 from rankwise.adapter import LowRank
@@ -34,6 +33,8 @@ def write_rank_pattern(path: Path, model: nn.Module, adapters: Mapping[str, LowR
         if path.suffix == ".json":
             file.write(json.dumps(config, indent=1) + "\n")
         else:
+            import yaml  # only here: importing rankwise should not wait for it
+
             axolotl = {"adapter": "lora"} | {_AXOLOTL[name]: value for name, value in config.items()}
             file.write(yaml.safe_dump(axolotl, sort_keys=False, allow_unicode=True))
 

@@ -7,19 +7,13 @@ Everything that is refused is a FolderError that names the file. The bounds keep
 import json
 import math
 import reprlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from rankwise.errors import FolderError
 
 MOST_JSON = 4 * 2**20  # bytes; a parsed list takes twenty times its text
 MOST_LISTS = 65_536  # and objects, in one JSON file: two for each layer
-MOST_YAML = 48 * 2**10  # bytes; the parser reads a few ten thousand values a second
-MOST_YAML_VALUES = 50_000  # with every alias written out
-MOST_YAML_LEVELS = 100
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -105,50 +99,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{brief(text)} is no finite number")
     return number
-
-
-_TAG = "tag:yaml.org,2002:"
-_KINDS = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
-
-
-class _Loader(yaml.SafeLoader):
-    """Makes what JSON has too; a date stays the text that it is."""
-
-    yaml_constructors = {
-        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in _KINDS
-    } | {f"{_TAG}timestamp": yaml.SafeLoader.yaml_constructors[f"{_TAG}str"]}
-
-    def fetch_flow_collection_start(self, token: Any) -> None:
-        if self.flow_level > MOST_YAML_LEVELS:  # the scanner's time grows with the square of the open brackets
-            raise RecursionError
-        super().fetch_flow_collection_start(token)
-
-
-def parse_yaml(text: str) -> Any:
-    """YAML without tags of Python's; raises yaml.YAMLError or ValueError, also when aliases make much out of little."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _written_out(node, {}) > MOST_YAML_VALUES:
-            raise yaml.YAMLError(f"with its aliases written out it holds more than {MOST_YAML_VALUES:,} values")
-        return loader.construct_document(node)
-    except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply, or holds itself") from error
-    finally:
-        loader.dispose()
-
-
-def _written_out(node: Any, known: dict[int, int]) -> int:
-    """How many values a node holds, every alias counted as what it stands for; too many for one that holds itself."""
-    if id(node) not in known:
-        known[id(node)] = MOST_YAML_VALUES + 1  # while it is being counted
-        known[id(node)] = 1 + sum(_written_out(child, known) for child in _children(node))
-    return known[id(node)]
-
-
-def _children(node: Any) -> Iterable[Any]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return node.value if isinstance(node, yaml.SequenceNode) else ()

@@ -13,11 +13,13 @@ from rankwise.adapter import LowRank
 from rankwise.allocation.cosine import cosine
 from rankwise.allocation.gram import add_products_, grams
 from rankwise.allocation.history import Event
+from rankwise.allocation.importance import blocks
 from rankwise.allocation.orthogonality import orthogonality
 from rankwise.controller import Controller
-from rankwise.distributed import Vectors
+from rankwise.distributed import Vectors, is_split
 
 Form = Literal["mean_norm", "sum_of_squares", "cosine"]
+Pairs = Sequence[tuple[nn.Parameter, int]]  # a tensor, and which of its dimensions is that of its ranks
 
 
 class Regulariser:
@@ -35,21 +37,41 @@ class Regulariser:
         """
         if not self.weight:
             return
-        used, pairs = 0, []
+        used = 0
+        pairs: list[tuple[nn.Parameter, int]] = []
         for layer in self.layers:
             own = [(layer.own_parameter(n), n) for n in self.names]
             used += any(p.grad is not None for p, _ in own)
             pairs += [(p, layer.rank_dims[n]) for p, n in own if p.grad is not None and layer.trains(n)]
         if not pairs:
             return
+        factor = self.weight * (1.0 if grad_scale is None else grad_scale)
+        terms = []
+        for block in _blocks(pairs):
+            # a mean is over the matrices of all layers used, frozen ones too; the value is one over those that train
+            mean = self.form != "sum_of_squares"
+            value = self._add(block, factor * (len(block) / (used * len(self.names)) if mean else 1))
+            terms.append(value * (len(block) / len(pairs)) if mean else value)
+        self.value = torch.stack([term.to(terms[0].device) for term in terms]).sum()
+
+    def _add(self, pairs: Pairs, factor: float | Tensor) -> Tensor:
+        """Add `factor` times the gradient of the penalty of these tensors alone, whose value is returned."""
         vectors = Vectors([p for p, _ in pairs], [dim for _, dim in pairs])
         G = vectors.total(grams(vectors.rows))
-        self.value, multipliers = cosine(G) if self.form == "cosine" else orthogonality(G, self.form)
-        factor = self.weight * (1.0 if grad_scale is None else grad_scale)
-        if self.form != "sum_of_squares":  # the mean is over the matrices of all layers used, frozen ones too
-            factor = factor * (len(pairs) / (used * len(self.names)))
+        value, multipliers = cosine(G) if self.form == "cosine" else orthogonality(G, self.form)
         torch._foreach_mul_(multipliers, factor)
         add_products_(vectors.gradients(), vectors.own(multipliers), vectors.rows)
+        return value
+
+
+def _blocks(pairs: Pairs) -> list[Pairs]:
+    """The Gram matrices of a large model are never held all at once: at high ranks they are as large as the factors.
+
+    Tensors split over processes stay together, for one exchange has to do for all of them.
+    """
+    if any(is_split(p) for p, _ in pairs):
+        return [pairs]
+    return [pairs[block.start : block.stop] for block in blocks([p for p, _ in pairs], 2**22)]
 
 
 class RegularisingController(Controller):

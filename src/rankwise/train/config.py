@@ -42,8 +42,8 @@ class TrainingConfig:
     """Course of the learning rate after its warmup."""
     clip: float = 1.0
     """Largest gradient norm; 0 turns clipping off."""
-    optimizer: Literal["adamw_torch", "adamw_torch_fused"] = "adamw_torch"
-    """AdamW, plain or fused."""
+    optimizer: Literal["adamw_torch_fused", "adamw_torch"] = "adamw_torch_fused"
+    """AdamW: fused, or as a loop over the tensors, which takes longer."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast type of the forward pass; fp16 scales the loss."""
     gradient_checkpointing: bool = False

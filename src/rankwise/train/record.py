@@ -19,7 +19,8 @@ from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import replaced_file, write_json
 from rankwise.io.description import fits, method_as_dict
 from rankwise.io.folder import DESCRIPTION
-from rankwise.io.untrusted import MOST_YAML, brief, parse_yaml, read_json, read_text
+from rankwise.io.untrusted import brief, read_json, read_text
+from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
 from rankwise.train.config import RunConfig
 
 CONFIG, ENVIRONMENT, HISTORY, METRICS, RESULTS = (
