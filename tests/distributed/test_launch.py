@@ -26,7 +26,7 @@ def launch(launcher: str, config: str, *options: str) -> subprocess.CompletedPro
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / launcher)]
     command += ["--main_process_port", "0", "-m", "rankwise", "train", config, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=tiny.HANGS, check=False)
 
 
 def without_dropout(folder: Path) -> Path:
@@ -114,7 +114,7 @@ def test_the_sharded_example(tmp_path: Path) -> None:
     command.append(str(CONFIGS.parent / "sharded.py"))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=tiny.HANGS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("live ranks") == 1 and (tmp_path / "sharded-adapter" / "adapter.safetensors").exists()

@@ -13,6 +13,7 @@ import yaml
 from hub_server import running
 
 import rankwise as rw
+import tiny
 from contract.models import ENCODER
 from contract.runs import trained
 
@@ -44,7 +45,7 @@ def run(script: str, address: str, folder: Path, **environment: str) -> str:
         env=os.environ | given | {"PYTHONPATH": path, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=tiny.HANGS,
         check=False,
     )
     assert done.returncode == 0, done.stderr

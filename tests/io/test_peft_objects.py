@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.vera import VeraLayer
 
 import rankwise as rw
+import tiny
 from contract.models import ARCHITECTURES, BY_NAME, ENCODER, Architecture
 from contract.runs import outputs
 
@@ -143,4 +144,4 @@ def test_gaussian_is_drawn_as_peft_draws_it() -> None:
 def test_peft_is_not_imported_for_it() -> None:
     """rankwise works where PEFT is not installed."""
     code = "import sys, rankwise, rankwise.cli.convert; assert 'peft' not in sys.modules, 'peft'"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=tiny.HANGS)
