@@ -31,6 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
     "adapter-drop-random": {"method": {"name": "adapter-drop", "size": 4, "drop": 1, "random": True}},
     "prefix-layer": {"method": {"name": "prefix-layer", "prefix": 4}},
     "full": {"method": {"name": "full"}},
+    "lora-by-length": {"method": {"name": "lora", "rank": 3}, "training": {"group_by_length": True}},
     "lora-accumulated": {"method": {"name": "lora", "rank": 3}, "training": {"gradient_accumulation": 4}},
     "adalora": {"method": BUDGET},
     "adalora-accumulated": {"method": BUDGET, "training": {"gradient_accumulation": 4}},
@@ -137,6 +138,7 @@ def interrupted(case: str, folder: Path, steps: list[int]) -> None:
         ("adalora-compacted", [12, 24]),
         ("aflora", [9, 23]),
         ("adapter-drop-random", [9]),
+        ("lora-by-length", [23]),
         ("full", [13]),
     ],
 )

@@ -28,6 +28,7 @@ def build_trainer(job: Job, output: Path, history: Path | None) -> Trainer:
         adaptation=job.adaptation,
         history=history,
         head_learning_rate=job.config.training.head_learning_rate,
+        group_by_length=job.config.training.group_by_length,
         **metrics,
         **collator,
     )

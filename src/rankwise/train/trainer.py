@@ -16,6 +16,7 @@ from rankwise.adaptation import Adaptation
 from rankwise.distributed import from_all, is_first, together
 from rankwise.errors import NonFiniteError, StateError
 from rankwise.io.atomic import recover_all, remove_folder, write_json
+from rankwise.train.by_length import ByLength
 from rankwise.train.callback import AdaptationCallback
 from rankwise.train.checkpoint import LOSS_SUMS, check_checkpoint, read_loss_sums, readable
 from rankwise.train.hub import push_checkpoint
@@ -43,10 +44,11 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         adaptation: Adaptation,
         history: Path | None = None,
         head_learning_rate: float | None = None,
+        group_by_length: bool = False,
         **kwargs: Any,
     ) -> None:
         self.adaptation = adaptation
-        self.head_learning_rate = head_learning_rate
+        self.head_learning_rate, self.group_by_length = head_learning_rate, group_by_length
         self._loss_sums: dict[str, Any] | None = None  # of the checkpoint that is being resumed
         self.optimizer: torch.optim.Optimizer | None
         super().__init__(*args, **kwargs)
@@ -101,6 +103,15 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
             self._globalstep_last_logged = self._loss_sums["last_logged"]
             self._loss_sums = None
         super()._run_epoch(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.group_by_length:
+            return super()._get_train_sampler(dataset)
+        args = self.args
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return ByLength([len(ids) for ids in dataset["input_ids"]], rows, seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One group for low-rank tensors, two for what else the method trains and two for the heads: their biases and
