@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import rankwise as rw
 from measure import keep
+from models import has_bfloat16
 from rankwise.adapter import Method
 from rankwise.demo import minilm, smollm2
 
@@ -51,13 +52,15 @@ class Case:
 
 
 LORA, ADALORA, AFLORA = rw.LoRA(rank=8), rw.AdaLoRA(rank=12, target_rank=8), rw.AFLoRA(rank=4)
+FULL = rw.FullFineTuning()
 CASES = [
-    *(Case("SmolLM2", method, 4, 128) for method in (LORA, ADALORA, AFLORA)),
-    Case("SmolLM2", ADALORA, 2, 256, precision="bf16"),
-    *(Case("MiniLM", method, 32, 128) for method in (LORA, ADALORA, AFLORA)),
-    Case("MiniLM", LORA, 32, 128, precision="bf16"),
+    *(Case("MiniLM", method, 32, 128) for method in (LORA, ADALORA, AFLORA, FULL)),
     Case("MiniLM", ADALORA, 32, 128, checkpointing=True),
+    *(Case("SmolLM2", method, 4, 128) for method in (LORA, ADALORA, AFLORA, FULL)),
+    Case("SmolLM2", LORA, 4, 128, checkpointing=True),
 ]
+if has_bfloat16():
+    CASES += [Case("MiniLM", LORA, 32, 128, precision="bf16"), Case("SmolLM2", ADALORA, 2, 256, precision="bf16")]
 
 
 def planned(case: Case) -> rw.Plan:
