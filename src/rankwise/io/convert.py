@@ -3,6 +3,8 @@
 to LoRA       Δ = B A             scale and vectors folded into B; dead ranks are gone
 to AdaLoRA    Δ = P diag(λ) Q     a thin SVD: QR of both factors, SVD of the small core between them
 to AFLoRA     Δ = B A             as LoRA's, with both vectors 1
+to SoRA       Δ = (α/r) B A       as LoRA's, with all gates 1
+to VeRA       refused: A and B are drawn from a seed, and two vectors between and behind them cannot be just any update
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,7 @@ from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod, check_alpha
 from rankwise.methods.settings import is_count
+from rankwise.plain import Plain
 from rankwise.targets import Site
 
 
@@ -45,6 +46,13 @@ class SoRALayer(LowRank):
 
     def factors(self) -> Factors:
         return Factors(self.B, self.A, gate=self.g, scale=self.scale)
+
+    @torch.no_grad()
+    def take_over(self, update: Plain) -> None:
+        """With gates of 1, the spread with which they start; further ranks keep a random one, and have no B yet."""
+        self.A[: update.rank] = update.down
+        self.g[: update.rank] = 1.0
+        self.B.zero_()[:, : update.rank] = update.up / self.scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from rankwise.base_layers import device_of, dtype_of, sizes
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
 from rankwise.methods.low_rank import LowRankMethod
+from rankwise.plain import Plain
 from rankwise.targets import Site
 
 MOST_RANK = 2**14  # a folder that claims more would fill the memory with random numbers
@@ -61,6 +62,13 @@ class VeRALayer(LowRank):
     def factors(self) -> Factors:
         A, B = self.pair.A[: self.rank, : self.d_in], self.pair.B[: self.d_out, : self.rank]  # views: nothing is copied
         return Factors(B, A, gate=self.d, out=self.b)
+
+    def take_over(self, update: Plain) -> None:
+        raise ConfigError(
+            "a VeRA cannot express the update of another method exactly: its A and B are drawn from a seed and the "
+            "same for all layers, and a layer's own two vectors do not reach every update. Convert to lora, sora, "
+            "aflora or one of the others."
+        )
 
     def shared(self) -> dict[str, Tensor]:
         return {"A": self.pair.A, "B": self.pair.B} if self.saves_pair else {}
