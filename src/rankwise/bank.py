@@ -15,7 +15,7 @@ from rankwise.base_layers import kind_of
 from rankwise.errors import ConfigError, StateError, nearest
 from rankwise.finished import Finished, as_lora, check_finished, finish, read_finished, weighted_sum
 from rankwise.io import folder as files
-from rankwise.io import hub
+from rankwise.io.sources import Source
 from rankwise.plain import Plain
 from rankwise.surgery import owners
 
@@ -51,9 +51,9 @@ class Bank:
         """The adapters in the bank."""
         return list(self._adapters)
 
-    def add(self, name: str, source: str | Path | Adaptation, *, revision: str | None = None) -> None:
-        """Take in a saved adapter (a folder, or "user/name" on the hub), or a copy of a live adaptation of another
-        instance of the base.
+    def add(self, name: str, source: Source | Adaptation, *, revision: str | None = None) -> None:
+        """Take in a saved adapter, of any format that `load` reads, or a copy of a live adaptation of another instance
+        of the base.
 
         Raises ConfigError for a name that is taken, FolderError or StateError for an adapter that does not fit.
         """
@@ -61,7 +61,7 @@ class Bank:
             raise ConfigError(f"name={name!r} is {'taken; replace() it, or' if name else 'empty;'} take another one.")
         self._put(name, self._finished(source, revision))
 
-    def replace(self, name: str, source: str | Path | Adaptation, *, revision: str | None = None) -> None:
+    def replace(self, name: str, source: Source | Adaptation, *, revision: str | None = None) -> None:
         """Put another adapter in the named one's place, whole or not at all, also inside a `rows` block."""
         self._check_known([name])
         self._put(name, self._finished(source, revision))
@@ -133,9 +133,9 @@ class Bank:
         told = [f"{n}: {sum(p.rank for p in a.layers.values())} ranks" for n, a in self._adapters.items()]
         return "\n".join([f"{len(told)} adapters on one {type(self.model).__name__}", *told])
 
-    def _finished(self, source: str | Path | Adaptation, revision: str | None) -> Finished:
+    def _finished(self, source: Source | Adaptation, revision: str | None) -> Finished:
         if not isinstance(source, Adaptation):
-            return read_finished(hub.located(source, revision), self.model)
+            return read_finished(source, self.model, revision)
         adapter = finish(source)
         check_finished(adapter, self.model)
         return adapter

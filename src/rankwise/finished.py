@@ -7,7 +7,6 @@ Nothing here changes a model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from rankwise.adapter import LowRank
 from rankwise.base_layers import sizes
 from rankwise.errors import FolderError, StateError
 from rankwise.io import folder as files
+from rankwise.io import sources
 from rankwise.methods.lora import LoRA
 from rankwise.methods.low_rank import LowRankMethod
 from rankwise.plain import Plain
@@ -33,9 +33,9 @@ class Finished:
     trained: dict[str, Tensor]
 
 
-def read_finished(folder: Path, model: nn.Module) -> Finished:
-    """The adapter in a native folder. Raises FolderError if it is broken or was made for another model."""
-    saved = files.read(folder)
+def read_finished(source: sources.Source, model: nn.Module, revision: str | None) -> Finished:
+    """A saved adapter, of any format that `load` reads. Raises FolderError if it is broken or of another model."""
+    folder, saved, _ = sources.opened(source, None, model, revision)
     files.check_fits(folder, saved, model)
     if not isinstance(saved.method, LowRankMethod):
         raise FolderError(f"{folder} holds a {saved.method.name} adapter, which has no low-rank form.")

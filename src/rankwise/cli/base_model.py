@@ -18,10 +18,12 @@ from rankwise.base_layers import kind_of, sizes
 from rankwise.cli.config_file import config_of_run
 from rankwise.errors import ConfigError, FolderError
 from rankwise.heads import TASKS, Head, heads_of, read_config
+from rankwise.io import peft_import
 from rankwise.io.description import is_name
 from rankwise.io.folder import DESCRIPTION, Saved, read
 from rankwise.io.hub import located
-from rankwise.io.peft_format import PREFIX, PeftFolder
+from rankwise.io.peft_format import CONFIG, PREFIX, PeftFolder
+from rankwise.io.sources import is_peft
 from rankwise.io.untrusted import brief
 from rankwise.train import record
 
@@ -49,6 +51,14 @@ class Needs:
     parameters: Mapping[str, list[int]]  # what trained in full, by name
 
     @classmethod
+    def of_folder(cls, adapter: Path) -> "Needs":
+        """Of a native folder, or one of PEFT's, of which names are enough."""
+        if not is_peft(adapter):
+            return cls.of_adapter(read(adapter))
+        found = peft_import.outline(adapter)
+        return cls(dict.fromkeys(found.layers), {n: list(tensor.shape) for n, tensor in found.trained.items()})
+
+    @classmethod
     def of_adapter(cls, saved: Saved) -> "Needs":
         layers = {n.partition("[")[0]: None if "[" in n else layer["shape"] for n, layer in saved.layers.items()}
         return cls(layers, {n: list(saved.tensors[n].shape) for n in saved.trained})
@@ -60,7 +70,7 @@ class Needs:
 
 
 def adapter_and_base(what: str, model: str | None, *, trusts: bool) -> tuple[Path, Base]:
-    """Of a run, an adapter folder or an adapter's hub id; `model` overrides what they say of the base.
+    """Of a run, an adapter folder, PEFT's too, or an adapter's hub id; `model` overrides what they say of the base.
 
     Raises FolderError if it is none of them, ConfigError if it does not say which model it was made for, or asks for
     code to be run that the user does not trust.
@@ -70,8 +80,8 @@ def adapter_and_base(what: str, model: str | None, *, trusts: bool) -> tuple[Pat
         return folder / record.ADAPTER, _of_run(folder, model, trusts)
     adapter = record.adapter_in(folder)
     if adapter is None:
-        raise FolderError(f"{what} is neither a run nor an adapter of rankwise: it has no {DESCRIPTION}.")
-    name = model or read(adapter).base_model["name"]
+        raise FolderError(f"{what} is neither a run nor an adapter: it has no {DESCRIPTION} and no {CONFIG}.")
+    name = model or (peft_import.outline(adapter).base if is_peft(adapter) else read(adapter).base_model["name"])
     if not name:
         raise ConfigError(f"{what} does not say which model it was made for. Give it with --model.")
     return adapter, Base(str(name), trust_remote_code=trusts)

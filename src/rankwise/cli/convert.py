@@ -1,25 +1,31 @@
 """rankwise convert IN OUT --to METHOD"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 
 from rankwise.cli.arguments import check_new, make_parser, parse_arguments
+from rankwise.cli.base_model import Base, Needs, adapter_and_base, weightless
 from rankwise.cli.console import make_console
 from rankwise.errors import ConfigError
-from rankwise.io.folder import write
+from rankwise.io.folder import check_fits, describe_base, write
+from rankwise.io.hub import located
 from rankwise.io.loralib import Loralib
-from rankwise.io.sources import opened
+from rankwise.io.peft_import import outline
+from rankwise.io.sources import is_peft, opened
 from rankwise.io.untrusted_yaml import parse_yaml
 from rankwise.train import record
+from rankwise.train.quiet import quiet_libraries
 
 
 def run(arguments: list[str]) -> int:
     parser = make_parser(
         "convert",
         description="Write an adapter as a native folder of another method, with the same update in every layer. Reads "
-        "a run, a native folder, a folder of PEFT's, or a checkpoint of loralib's. Needs no model.",
+        "a run, a native folder, a folder of PEFT's, or a checkpoint of loralib's. Only PEFT's VeRA needs its model.",
     )
     parser.add_argument("source", type=str, help="the run, the folder, or the checkpoint")
     parser.add_argument("out", type=str, help="the folder to write, which must not hold anything yet")
@@ -32,10 +38,23 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--alpha", type=float, help="for loralib's checkpoints, which do not say it: lora_alpha")
     parser.add_argument("--blocks", type=str, help="for their merged linears: '{c_attn: [q, v]}'")
     parser.add_argument("--trained", type=str, help="for them: modules that trained in full, '[classifier]'")
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        default=None,
+        help="the base model, hub id or folder: for PEFT's VeRA that names none, and to check and note it for others. "
+        "Its config is read, its weights are not",
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     given = parse_arguments(parser, arguments)
     source, out = _source(given), Path(given.out)
     check_new(out)
-    _, saved, words = opened(source, _method(given.to))
+    quiet_libraries()
+    model = _model(given, source)
+    path, saved, words = opened(source, _method(given.to), model)
+    if model is not None:
+        check_fits(path, saved, model)
+        saved = replace(saved, base_model=describe_base(model))
     write(out, saved)
     console = make_console()
     for line in [*words, f"{saved.method.name}, {len(saved.layers)} layers: {out}"]:
@@ -53,7 +72,18 @@ def _source(given: Any) -> Path | Loralib:
     for name in ("alpha", "blocks", "trained"):
         if vars(given)[name] is not None:
             raise ConfigError(f"--{name} is for checkpoints of loralib's, and {path} is none; a folder says it itself.")
+    path = located(given.source)
     return record.adapter_in(path) or path
+
+
+def _model(given: Any, source: Path | Loralib) -> nn.Module | None:
+    """The base without weights, where it is given, or the folder alone does not say enough."""
+    if given.model is None and (isinstance(source, Loralib) or not is_peft(source) or outline(source).tells_widths):
+        return None
+    if isinstance(source, Loralib):
+        return weightless(Base(given.model, trust_remote_code=given.trust_remote_code), Needs.of_adapter(source.read()))
+    adapter, base = adapter_and_base(given.source, given.model, trusts=given.trust_remote_code)
+    return weightless(base, Needs.of_folder(adapter))
 
 
 def _method(to: str | None) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ from rankwise.cli.verify import judge
 from rankwise.errors import ConfigError
 from rankwise.io import gguf_adapter
 from rankwise.io.export import Layout
-from rankwise.io.folder import read
 from rankwise.io.rank_pattern import write_rank_pattern
 from rankwise.train.quiet import quiet_libraries
 
@@ -58,7 +57,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _without_weights(adapter: Path, base: Base) -> Adaptation:
-    return load(base_model.weightless(base, Needs.of_adapter(read(adapter))), adapter, resume=False)
+    return load(base_model.weightless(base, Needs.of_folder(adapter)), adapter, resume=False)
 
 
 def _export(adaptation: Adaptation, given: Any) -> None:

@@ -10,7 +10,8 @@ from rankwise.cli.console import make_console
 from rankwise.cli.tables import layer_table
 from rankwise.errors import ConfigError, FolderError
 from rankwise.heads import read_config
-from rankwise.io.folder import Saved, read
+from rankwise.io.folder import Saved
+from rankwise.io.sources import read
 from rankwise.io.untrusted import brief
 from rankwise.planning.weightless import model_of
 from rankwise.targets import ModelView
@@ -24,7 +25,9 @@ def run(arguments: list[str]) -> int:
         "inspect",
         description="Live ranks and frozen projections of a run or adapter; for a model, its linear layers and roles.",
     )
-    parser.add_argument("what", type=str, help="a run folder, an adapter folder, a model folder or a hub id")
+    parser.add_argument(
+        "what", type=str, help="a run folder, an adapter folder, PEFT's too, a model folder or a model's hub id"
+    )
     what = str(parse_arguments(parser, arguments).what)
     adapter = record.adapter_in(Path(what))
     return show_model(what) if adapter is None else show_adapter(adapter)
@@ -34,7 +37,8 @@ def show_adapter(folder: Path) -> int:
     saved = read(folder)
     console = make_console()
     ranks = saved.ranks()
-    base = brief(saved.base_model["name"])  # whoever made the folder chose it
+    named = saved.base_model["name"]
+    base = "a base that it does not name" if named is None else brief(named)  # whoever made the folder chose it
     console.print(f"{saved.method.name} on {base}: {_contents(saved)}", markup=False)
     if ranks:
         console.print(layer_table(ranks, saved.frozen))

@@ -14,7 +14,6 @@ from rankwise.cli.base_model import Needs
 from rankwise.cli.console import make_console
 from rankwise.errors import DataError
 from rankwise.io.atomic import replaced_folder
-from rankwise.io.folder import read
 from rankwise.merging import EndToEnd, compared, logits
 from rankwise.train.plain_model import as_plain, samples
 from rankwise.train.quiet import quiet_libraries
@@ -47,7 +46,7 @@ def run(arguments: list[str]) -> int:
     adapter, base = base_model.adapter_and_base(given.what, given.model, trusts=given.trust_remote_code)
     # read in float32 where the type changes, so that the sum is rounded once
     dtype = None if given.dtype is None else torch.float32
-    model, tokenizer = base_model.load(base, Needs.of_adapter(read(adapter)), dtype), base_model.load_tokenizer(base)
+    model, tokenizer = base_model.load(base, Needs.of_folder(adapter), dtype), base_model.load_tokenizer(base)
     return merge(adapter, model, tokenizer, given, prompts)
 
 

@@ -17,7 +17,6 @@ from rankwise.cli.base_model import Base, Needs
 from rankwise.cli.console import make_console
 from rankwise.errors import ConfigError
 from rankwise.io import peft_format
-from rankwise.io.folder import read
 from rankwise.io.sample import sample_inputs
 from rankwise.io.verify import READERS, Reference, Verdict, logits_of, verify
 from rankwise.train.quiet import quiet_libraries
@@ -67,7 +66,7 @@ def judge(folder: Path, base: Base, *, against: Path | None, engines: Sequence[s
 @torch.no_grad()
 def _adapted(base: Base, adapter: Path, *, with_heads: bool) -> tuple[nn.Module, Reference]:
     """The base model, and what the adapter makes of it; with the adapter's heads where the folder brings none."""
-    model = base_model.load(base, Needs.of_adapter(read(adapter)), torch.float32)
+    model = base_model.load(base, Needs.of_folder(adapter), torch.float32)
     adaptation = load(copy.deepcopy(model), adapter, resume=False)
     reference = Reference(logits_of(adaptation.model.eval(), sample_inputs(model)), updates(adaptation.adapters))
     for name, parameter in adaptation.trained.items() if with_heads else ():

@@ -18,7 +18,7 @@ from rankwise.io import peft_format
 from rankwise.io.description import MOST_RANKS, fits, is_name
 from rankwise.io.folder import Saved
 from rankwise.io.peft_config import method_from
-from rankwise.io.peft_format import CONFIG, PREFIX, WEIGHTS
+from rankwise.io.peft_format import CONFIG, PREFIX, WEIGHTS, PeftFolder
 from rankwise.io.read_whole import read_whole
 from rankwise.io.untrusted import brief
 from rankwise.methods import VeRA
@@ -60,15 +60,45 @@ def read(folder: Path, model: nn.Module | None) -> Saved:
     return read_whole(folder, lambda place: _read(place, model))
 
 
-def _read(folder: Path, model: nn.Module | None) -> Saved:
-    content = peft_format.read(folder)
-    path, kind = folder / WEIGHTS, content.config.get("peft_type")
+@dataclass(frozen=True)
+class Outline:
+    """What such a folder says of its model, and which model that is."""
+
+    layers: list[str]
+    trained: dict[str, Tensor]  # in full, by parameter name
+    base: str | None  # a hub id or a folder
+    tells_widths: bool  # of its layers' inputs; a VeRA does not
+
+
+def outline(folder: Path) -> Outline:
+    """What can be said of the folder without its model. Raises FolderError."""
+    content = read_whole(folder, peft_format.read)
+    kind, _, factors, trained = _parts(folder, content)
+    return Outline(list(factors), trained, _base(content.config), kind != "VERA")
+
+
+def _parts(
+    folder: Path, content: PeftFolder
+) -> tuple[str, dict[str, Tensor], dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The kind of the folder, what VeRA's layers share, the tensors of each layer, and what trained in full."""
+    kind = content.config.get("peft_type")
     if not isinstance(kind, str) or kind not in ENDINGS:
         raise FolderError(f"{folder / CONFIG}: peft_type={brief(kind)} cannot be read; {sorted(ENDINGS)} can.")
     shared = {name: tensor for name, tensor in content.tensors.items() if kind == "VERA" and name in PROJECTIONS}
     rest = {name: tensor for name, tensor in content.tensors.items() if name not in shared}
-    factors, trained = _sorted_out(path, rest, ENDINGS[kind])
-    _check_trained(path, content.config, trained)
+    factors, trained = _sorted_out(folder / WEIGHTS, rest, ENDINGS[kind])
+    _check_trained(folder / WEIGHTS, content.config, trained)
+    return kind, shared, factors, trained
+
+
+def _base(config: Mapping[str, Any]) -> str | None:
+    name = config.get("base_model_name_or_path")
+    return str(name) if is_name(name) else None
+
+
+def _read(folder: Path, model: nn.Module | None) -> Saved:
+    content, path = peft_format.read(folder), folder / WEIGHTS
+    kind, shared, factors, trained = _parts(folder, content)
     method = _method(folder / CONFIG, content.config, list(factors), list(trained))
     modules = {} if model is None else dict(model.named_modules())
     layers = {name: _layer(path, name, own, _width(path, name, modules, kind)) for name, own in factors.items()}
@@ -80,10 +110,9 @@ def _read(folder: Path, model: nn.Module | None) -> Saved:
     for name, layer in layers.items():
         tensors |= {f"{name}::{own}": tensor for own, tensor in layer.tensors.items()}
         tensors[f"{name}::live"] = torch.ones(layer.rank, dtype=torch.bool)
-    base = content.config.get("base_model_name_or_path")
     return Saved(
         method=method,
-        base_model={"name": base if is_name(base) else None, "model_type": None},
+        base_model={"name": _base(content.config), "model_type": None},
         layers={name: {"rank": layer.rank, "shape": list(layer.shape)} for name, layer in layers.items()},
         trained=list(trained),
         frozen=[],
@@ -155,8 +184,8 @@ def _width(path: Path, name: str, modules: Mapping[str, nn.Module], kind: str) -
         return None
     if not modules:
         raise FolderError(
-            f"{path} does not say how wide the inputs of its layers are. Load it into its model, with "
-            "rankwise.load(model, folder), and save that."
+            f"{path} does not say how wide the inputs of its layers are; its model does. Load it with "
+            "rankwise.load(model, folder), or say `rankwise convert FOLDER OUT --model MODEL`."
         )
     module = modules.get(name)
     if module is None or kind_of(module) is None:

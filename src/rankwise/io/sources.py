@@ -31,15 +31,19 @@ def opened(
     FolderError, naming the file and what is wrong with it; ConfigError where the method cannot hold it exactly.
     """
     path = Path(source.path) if isinstance(source, Loralib) else located(source, revision)
-    saved = source.read() if isinstance(source, Loralib) else _read(path, model)
+    saved = source.read() if isinstance(source, Loralib) else read(path, model)
     if method is None:
         return path, saved, []
     return path, *convert(path, saved, {"name": method} if isinstance(method, str) else method)
 
 
-def _read(path: Path, model: nn.Module | None) -> Saved:
+def read(path: Path, model: nn.Module | None = None) -> Saved:
+    """A native folder, or one of PEFT's as if rankwise had saved it. Raises FolderError."""
     if path.is_file():
         raise FolderError(f"{path} is a file. If loralib wrote it, load rankwise.Loralib({path.name!r}, alpha=...).")
-    if os.path.lexists(path / peft_format.CONFIG) and not os.path.lexists(path / DESCRIPTION):
-        return peft_import.read(path, model)
-    return native.read(path)
+    return peft_import.read(path, model) if is_peft(path) else native.read(path)
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether the folder is one of PEFT's, and not a native one too, which says more."""
+    return os.path.lexists(folder / peft_format.CONFIG) and not os.path.lexists(folder / DESCRIPTION)

@@ -19,6 +19,7 @@ from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import replaced_file, write_json
 from rankwise.io.description import fits, method_as_dict
 from rankwise.io.folder import DESCRIPTION
+from rankwise.io.sources import is_peft
 from rankwise.io.untrusted import brief, read_json, read_text
 from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
 from rankwise.train.config import RunConfig
@@ -126,8 +127,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def adapter_in(folder: Path) -> Path | None:
-    """The native adapter folder that a folder is, or that a run or a checkpoint holds."""
-    return next((f for f in (folder / ADAPTER, folder) if (f / DESCRIPTION).is_file()), None)
+    """The adapter folder, native or PEFT's, that a folder is, or that a run or a checkpoint holds."""
+    return next((f for f in (folder / ADAPTER, folder) if (f / DESCRIPTION).is_file() or is_peft(f)), None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
