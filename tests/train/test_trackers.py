@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 import rankwise as rw
 import tiny
+from rankwise.cli import main
 from rankwise.train import trackers
 from rankwise.train.trackers import report_ranks
 
@@ -51,6 +52,11 @@ def test_a_run_reports_ranks_budget_and_frozen_share(method: dict[str, object], 
         ]
         assert scalars["train/rankwise/frozen_share"][8] == pytest.approx(len(final.frozen()) / len(parts))
         assert scalars["train/rankwise/frozen_share"][8] > scalars["train/rankwise/frozen_share"][2] == 0
+    events = sorted((tmp_path / "run").rglob("events.out.tfevents.*"))
+    config_file = tmp_path / "run" / "config.yaml"  # trackers of the machine that trained, perhaps not of this one
+    config_file.write_text(config_file.read_text().replace("- tensorboard", "- tensorboard\n  - wandb\n  - trackio"))
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert sorted((tmp_path / "run").rglob("events.out.tfevents.*")) == events
     kept = (tmp_path / "run" / "metrics.jsonl").read_text()
     kept += json.dumps(json.loads(next((tmp_path / "run").rglob("trainer_state.json")).read_text()))
     assert "rankwise/" not in kept  # a value for each layer would swamp them

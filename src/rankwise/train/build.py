@@ -97,6 +97,9 @@ def _arguments(job: Job, output: Path) -> dict[str, Any]:
         "data_seed": t.seed,
         "logging_steps": t.log_every,
         "report_to": list(t.report_to),
+        "run_name": str(
+            output
+        ),  # a tracker that is asked again, for the last scores or on resume, goes on with the run
         "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,
         "use_cpu": not torch.accelerator.is_available(),  # bf16 is refused otherwise where there is no accelerator

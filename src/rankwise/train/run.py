@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -113,7 +113,8 @@ def _join_processes() -> None:
 
 
 def evaluate_run(folder: Path, config: RunConfig) -> Scores:
-    """The metrics of a finished run's adapter, computed anew from its files."""
+    """The metrics of a finished run's adapter, computed anew from its files. No tracker hears of them."""
+    config = replace(config, training=replace(config.training, report_to=[]))
     job = make_job(config, folder / record.ADAPTER)
     return evaluate(job, build_trainer(job, folder, None))
 
