@@ -9,7 +9,8 @@ for all rows at once, without a loop over adapters. Two ways, chosen by what the
 - one product for all: the factors of all adapters stacked, Σr ranks, and in between every row keeps its own adapter's.
   Work as for one adapter of rank Σr; memory for Σr ranks. For few adapters, or ranks that are far apart.
 
-A row without an adapter has zeros added to it, which leaves it as it was.
+A row without an adapter has zeros added to it, which leaves it as it was. Everything of rank size has its ranks first:
+on a CPU products with eight rows run up to twice as fast as the same products with eight columns.
 """
 
 import copy
@@ -52,22 +53,22 @@ class ForEachRow(NamedTuple):
 
     def add_(self, y: Tensor, x: Tensor) -> None:
         rows = self.down.shape[0]
-        h = torch.bmm(x.view(rows, -1, x.shape[-1]), self.down.mT)  # (rows, tokens, R)
-        y.view(rows, -1, y.shape[-1]).baddbmm_(h, self.up)
+        h = torch.bmm(self.down, x.view(rows, -1, x.shape[-1]).mT)  # (rows, R, tokens)
+        y.view(rows, -1, y.shape[-1]).baddbmm_(h.mT, self.up)
 
 
 class ForAll(NamedTuple):
     """One product for all rows."""
 
-    down: Tensor  # (d_in, Σr)
+    down: Tensor  # (Σr, d_in)
     up: Tensor  # (Σr, d_out)
-    own: Tensor | None  # (rows, 1, Σr), 1 where the rank is the row's; None if every rank is every row's
+    own: Tensor | None  # (Σr, rows, 1), 1 where the rank is the row's; None if every rank is every row's
 
     def add_(self, y: Tensor, x: Tensor) -> None:
-        h = x @ self.down  # (N, Σr)
+        h = self.down @ x.mT  # (Σr, N)
         if self.own is not None:
-            h.view(self.own.shape[0], -1, h.shape[-1]).mul_(self.own)
-        y.addmm_(h, self.up)
+            h.view(*self.own.shape[:2], -1).mul_(self.own)
+        y.addmm_(h.mT, self.up)
 
 
 def make_branch(factors: Mapping[str, Plain], groups: tuple[str | None, ...], like: Tensor) -> Branch | None:
@@ -79,12 +80,12 @@ def make_branch(factors: Mapping[str, Plain], groups: tuple[str | None, ...], li
     largest, together = max(p.rank for p in parts), sum(p.rank for p in parts)
     if together > 2 * largest and len(groups) * largest <= 4 * together:
         return _for_each_row([factors.get(n) for n in groups], largest, like)  # type: ignore[arg-type]
-    down = torch.cat([p.down for p in parts]).to(like).T.contiguous()
+    down = torch.cat([p.down for p in parts]).to(like)
     up = torch.cat([p.up for p in parts], dim=1).to(like).T.contiguous()
     if len(groups) == 1:
         return ForAll(down, up, None)
     own = [torch.tensor([g == n for g in groups])[:, None].expand(-1, p.rank) for n, p in zip(used, parts, strict=True)]
-    return ForAll(down, up, torch.cat(own, dim=1)[:, None].to(like))
+    return ForAll(down, up, torch.cat(own, dim=1).T[..., None].to(like))
 
 
 def _for_each_row(parts: list[Plain | None], largest: int, like: Tensor) -> ForEachRow:
