@@ -35,6 +35,7 @@ ORDER = [
     ["bank"],
     [""],  # rankwise/__init__.py: the public names
     ["train"],
+    ["compare"],
     ["demo"],
     ["cli"],
     ["__main__"],

@@ -7,8 +7,8 @@ one `LowRank` for each targeted layer and inherit everything else. What changes 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -220,6 +220,7 @@ class Method(ABC):
     name: ClassVar[str]
     cannot_merge: ClassVar[str | None] = None  # why the trained model is no plain model, where it is none
     cannot_export: ClassVar[str | None] = None  # why no LoRA folder can hold what it learns, where none can
+    size_setting: ClassVar[str | None] = None  # the whole number that makes it larger or smaller, where one does
 
     @property
     def decides_while_training(self) -> bool:
@@ -235,6 +236,17 @@ class Method(ABC):
     def compacts(self) -> bool:
         """Whether dead ranks are removed inside a run, as soon as nothing will be decided any more."""
         return False
+
+    def resized(self, size: int) -> Self:
+        """With another `size_setting`, and what goes with it. Raises ConfigError if that cannot be."""
+        if self.size_setting is None:
+            raise ConfigError(f"{self.name} comes in one size.")
+        changed: dict[str, Any] = {self.size_setting: size}
+        return replace(self, **changed)
+
+    def filling(self, parameters: int) -> Self:
+        """As given, but for methods that fill a budget of parameters by themselves: with that budget."""
+        return self
 
     @abstractmethod
     def install(self, model: nn.Module) -> Installed:

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": ("rankwise.cli.train", "train an adapter as a config file says, evaluate it and save it"),
     "evaluate": ("rankwise.cli.evaluate", "compute the metrics of a finished run anew"),
     "plan": ("rankwise.cli.plan", "say what a run will train and hold, before any weight is loaded"),
+    "compare": ("rankwise.cli.compare", "compare methods at equal budget, over tasks and seeds, and say which to take"),
     "inspect": ("rankwise.cli.inspect", "show ranks and frozen projections of a run, or the layers of a model"),
     "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder for other engines"),
     "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),

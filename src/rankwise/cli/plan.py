@@ -13,12 +13,10 @@ from rankwise.heads import read_config
 from rankwise.planning.plan import Plan
 from rankwise.planning.planner import plan
 from rankwise.train import record
-from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig
-from rankwise.train.data import load_rows
-from rankwise.train.labels import labels_of
+from rankwise.train.outline import outline
 from rankwise.train.quiet import quiet_libraries
-from rankwise.train.tasks import check_length, guess_task
+from rankwise.train.tasks import check_length
 
 NO_DATA = {"train": ""}
 
@@ -47,11 +45,14 @@ def _with_config(arguments: list[str]) -> list[str]:
 def plan_run(config: RunConfig, device_memory: str | None) -> Plan:
     """The plan of the run that `rankwise train` would make of a configuration; of its data, the rows are counted."""
     training = config.training
-    model_config = read_config(config.model, revision=config.revision)
-    check_length(config.data.max_length, model_config)
     told: dict[str, Any] = {"task": config.task, "total_steps": training.steps}
     if config.data.train != NO_DATA["train"]:
-        told = _from_rows(config, model_config)
+        known = outline(config)
+        model_config, (steps, steps_per_epoch) = known.model_config, training.length(known.rows)
+        told = {"task": known.task, "total_steps": steps, "steps_per_epoch": steps_per_epoch}
+    else:
+        model_config = read_config(config.model, revision=config.revision)
+        check_length(config.data.max_length, model_config)
     return plan(
         model_config,
         config.method,
@@ -63,14 +64,3 @@ def plan_run(config: RunConfig, device_memory: str | None) -> Plan:
         device_memory=device_memory,
         **told,
     )
-
-
-def _from_rows(config: RunConfig, model_config: Any) -> dict[str, Any]:
-    """Task and steps as the rows have them; the model's head gets as many outputs as there are labels."""
-    rows = load_rows(config.data)
-    columns = find_columns(rows, config.data)
-    task = config.task or guess_task(columns, rows["train"], model_config)[0]
-    if columns.label is not None:
-        model_config.num_labels = 1 if task == "regression" else len(labels_of(rows["train"], columns.label))
-    steps, steps_per_epoch = config.training.length(len(rows["train"]))
-    return {"task": task, "total_steps": steps, "steps_per_epoch": steps_per_epoch}

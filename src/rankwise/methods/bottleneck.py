@@ -81,6 +81,8 @@ def first_of(output: Any) -> Tensor:
 class BottleneckMethod(AddingMethod):
     """Settings common to the bottleneck adapters."""
 
+    size_setting: ClassVar[str | None] = "size"
+
     size: int = 16
     """Width m of the bottleneck."""
     activation: Literal["relu", "gelu", "silu"] = "relu"

@@ -2,16 +2,16 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
-from typing import Literal
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import ClassVar, Literal, Self
 
 from rankwise.adapter import LowRank
 from rankwise.allocation.amount import check_budget, parameters_of
 from rankwise.allocation.schedule import Phases, Span, parse_span, steps_of
 from rankwise.errors import ConfigError
 from rankwise.methods.budget import Budget, BudgetController, Rules
-from rankwise.methods.low_rank import LowRankMethod, check_alpha
+from rankwise.methods.low_rank import LowRankMethod, check_alpha, rescaled
 from rankwise.methods.regulariser import Regulariser
 from rankwise.methods.settings import is_count
 
@@ -21,6 +21,8 @@ Score = Literal["sensitivity_uncertainty", "sensitivity", "raw_sensitivity", "ma
 @dataclass(frozen=True, kw_only=True)
 class BudgetedMethod(LowRankMethod):
     """A low-rank method that moves a budget of ranks to the layers that matter."""
+
+    size_setting: ClassVar[str | None] = "target_rank"
 
     rank: int = 12
     """Number of ranks of each layer at the start, r₀; the papers take 1.5 × target_rank."""
@@ -70,6 +72,14 @@ class BudgetedMethod(LowRankMethod):
         for setting in ("warmup", "cooldown", "every"):
             if setting != "every" or self.every is not None:
                 parse_span(vars(self)[setting], setting)
+
+    def resized(self, size: int) -> Self:
+        """With target_rank `size`, a rank of 1.5 times that as in the papers, and alpha/rank as it is."""
+        rank = ceil(1.5 * size)
+        return replace(self, rank=rank, target_rank=size, budget=None, **rescaled(self, rank))
+
+    def filling(self, parameters: int) -> Self:
+        return replace(self, budget=str(parameters))
 
     @property
     def decides_while_training(self) -> bool:

@@ -2,8 +2,8 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import nn
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 class LowRankMethod(Method):
     """Settings common to the low-rank methods."""
 
+    size_setting: ClassVar[str | None] = "rank"
     bounded_rank: ClassVar[bool] = True  # whether a rank above the layer's own smaller size is refused as a waste
 
     rank: int = 8
@@ -52,6 +53,10 @@ class LowRankMethod(Method):
         low = {name: rank for name, rank in self.rank_pattern.items() if not is_count(rank)}
         if low:
             raise ConfigError(f"rank_pattern={low}: ranks are whole and at least 1; use exclude to leave a layer out.")
+
+    def resized(self, size: int) -> Self:
+        """With rank `size`, and alpha/rank as it is."""
+        return replace(super().resized(size), **rescaled(self, size))
 
     @abstractmethod
     def build(self, base: nn.Module, site: Site) -> LowRank:
@@ -113,6 +118,12 @@ class LowRankMethod(Method):
                     f"rank={self.initial_rank(site.name)} is above the largest possible rank {min(d_in, d_out)} of "
                     f"{site.name} ({d_out} × {d_in}). Lower the rank, set rank_pattern for it, or exclude it."
                 )
+
+
+def rescaled(method: LowRankMethod, rank: int) -> dict[str, Any]:
+    """The settings that keep alpha/rank where the rank becomes `rank`; none for a method whose alpha follows it."""
+    alpha = vars(method).get("alpha")  # not every method has one
+    return {} if alpha is None else {"alpha": alpha * rank / method.rank}
 
 
 def check_alpha(alpha: float | None, setting: str = "alpha") -> None:

@@ -149,6 +149,8 @@ def _shortened(value: Any, rows: Rows) -> Any:
 class PrefixMethod(AddingMethod):
     """Settings common to the prefix methods."""
 
+    size_setting: ClassVar[str | None] = "prefix"
+
     prefix: int = 16
     """l: trained vectors in front of every row."""
     infix: int = 0

@@ -91,6 +91,9 @@ class RegularisingController(Controller):
     def settled(self) -> bool:
         return True
 
+    def forecast(self) -> Sequence[Event]:
+        return []
+
     def summary(self) -> dict[str, float]:
         return {}
 

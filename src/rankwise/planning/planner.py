@@ -65,7 +65,7 @@ def plan(
             layers={name: adapter.rank for name, adapter in installed.adapters.items()},
             notes=installed.notes,
             total=total,
-            heads=sum(p.numel() for n, p in installed.trained.items() if n not in installed.tuned),
+            heads=heads_of(installed),
             trainable=trial.course(method, controller),
             memory=trial.memory(installed, controller),
             run=run,
@@ -76,6 +76,23 @@ def plan(
     if device is None:
         return made
     return replace(made, largest_rank=_largest_rank(method, trial, device, made.memory.peak, most))
+
+
+def course_of(
+    bare: nn.Module, method: Method, *, total_steps: int, steps_per_epoch: int | None = None
+) -> tuple[Course, int]:
+    """What trains over a run in a model without weights, and how many of it are heads; as `plan`, but no bytes.
+
+    Raises what `plan` raises of a method that does not fit.
+    """
+    trial = _Trial(bare, None, Pass(), total_steps, steps_per_epoch)
+    with trial.installed(method) as (installed, controller):
+        return trial.course(method, controller), heads_of(installed)
+
+
+def heads_of(installed: Installed) -> int:
+    """Parameters that train in full beside what the method is about."""
+    return sum(p.numel() for n, p in installed.trained.items() if n not in installed.tuned)
 
 
 class _Trial:

@@ -19,6 +19,7 @@ from rankwise.train.evaluation import Scores, evaluate, generate, sample_prompts
 from rankwise.train.job import Job, make_job
 from rankwise.train.progress import MetricsFile, ProgressCallback
 from rankwise.train.trackers import check_installed
+from rankwise.train.trained import head_parameters, trainable_average
 from rankwise.train.trainer import complete_checkpoints
 
 
@@ -35,6 +36,8 @@ class Result:
     training_loss: float
     trainable_start: int
     trainable_end: int
+    trainable_average: float  # over the steps of the run
+    head_parameters: int  # of the trainable ones, those that train in full beside what the method is about
     total_parameters: int
     seconds: float
     peak_memory: int  # bytes
@@ -90,6 +93,8 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         training_loss=output.training_loss,
         trainable_start=start_count,
         trainable_end=job.adaptation.count(),
+        trainable_average=trainable_average(job.adaptation, trainer.state.global_step),
+        head_parameters=head_parameters(job.adaptation),
         total_parameters=base_layers.count(job.model),
         seconds=round(seconds, 3),
         peak_memory=record.peak_memory(),

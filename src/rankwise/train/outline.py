@@ -1,0 +1,35 @@
+"""What the rows say of a run before a model is loaded: its task, its labels, how many there are."""
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+from rankwise.heads import read_config
+from rankwise.train.columns import find_columns
+from rankwise.train.config import RunConfig
+from rankwise.train.data import load_rows
+from rankwise.train.labels import labels_of
+from rankwise.train.tasks import check_length, guess_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """A run without its weights."""
+
+    model_config: PretrainedConfig
+    """Of the model; its head has as many outputs as the data have labels."""
+    task: str
+    rows: int
+    """To train on."""
+
+
+def outline(config: RunConfig) -> Outline:
+    """Read the rows and the model's config. Raises ConfigError or DataError."""
+    model_config = read_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    check_length(config.data.max_length, model_config)
+    rows = load_rows(config.data)
+    columns = find_columns(rows, config.data)
+    task = config.task or guess_task(columns, rows["train"], model_config)[0]
+    if columns.label is not None:
+        model_config.num_labels = 1 if task == "regression" else len(labels_of(rows["train"], columns.label))
+    return Outline(model_config=model_config, task=task, rows=len(rows["train"]))
