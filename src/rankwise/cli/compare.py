@@ -15,6 +15,7 @@ from rankwise.compare.answer import answer, shown
 from rankwise.compare.entries import entries_of
 from rankwise.compare.folder import LOG, RESULT, TABLES, open_folder, read_runs, runs_file
 from rankwise.compare.grid import Entry, Record
+from rankwise.compare.on_ray import OnRay
 from rankwise.compare.processes import Executor, Processes
 from rankwise.compare.results import results, rows_of
 from rankwise.compare.schedule import run_all
@@ -55,11 +56,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _executor(asked: Asked, log: Path) -> Executor:
-    if asked.workers < 1:
-        raise ConfigError(f"workers={asked.workers}: at least one run has to be made at a time.")
-    if asked.executor != "local":
-        raise ConfigError(f"executor={asked.executor!r} is none of ['local'].")
-    return Processes(asked.workers, log)
+    for name in ("workers", "cpus"):
+        if vars(asked)[name] is not None and vars(asked)[name] < 1:
+            raise ConfigError(f"{name}={vars(asked)[name]}: a run takes at least 1.")
+    if asked.executor == "ray":
+        return OnRay(asked.workers, asked.cpus, asked.gpus)
+    return Processes(asked.workers or 1, log)
 
 
 class _Teller:

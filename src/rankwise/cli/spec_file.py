@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import yaml
@@ -32,9 +32,10 @@ class Asked:
     contenders: list[Contender]
     print_config: bool
     report_only: bool
-    executor: str
-    workers: int
+    executor: Literal["serial", "ray"]
+    workers: int | None
     max_hours: float | None
+    cpus: int
     gpus: float
 
 
@@ -52,9 +53,17 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--print_config", action="store_true", help="print the whole spec and exit")
     parser.add_argument("--model", type=str | None, default=None, help="the same as --base.model")
     parser.add_argument("--report_only", action="store_true", help="run nothing; show what has been run")
-    parser.add_argument("--workers", type=int, default=1, help="runs side by side, which share the threads")
     parser.add_argument("--max_hours", type=float | None, default=None, help="stop then; what runs is resumed later")
-    parser.add_argument("--executor", type=str, default="local", help="local, or ray: a cluster with a shared disk")
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="runs side by side; 1, or as many as Ray's cluster has room for",
+    )
+    parser.add_argument(
+        "--executor", type=Literal["serial", "ray"], default="serial", help="here, or as tasks of Ray (RAY_ADDRESS)"
+    )
+    parser.add_argument("--cpus", type=int, default=1, help="processors of a run, for --executor ray")
     parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of a run, for --executor ray")
     parser.add_class_arguments(Spec, as_group=False)
     return parser
@@ -80,7 +89,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     given = {f.name: built[f.name] for f in fields(Spec)}
     given["base"] = _whole_base(given["base"])
     spec = Spec(**given)
-    own = {name: parsed[name] for name in ("print_config", "report_only", "executor", "workers", "max_hours", "gpus")}
+    own = {f.name: parsed[f.name] for f in fields(Asked) if f.name in parsed}
     return Asked(spec=spec, contenders=contenders_of(spec), **own)
 
 

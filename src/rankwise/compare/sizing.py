@@ -15,6 +15,7 @@ from rankwise.compare.spec import Counted, Size, label_of
 from rankwise.errors import ConfigError, TargetError
 from rankwise.planning.planner import course_of
 
+LARGEST = 2**20  # size that is tried; ranks and widths end long before
 FARTHEST = 0.25  # from the budget; a method that stays farther away is run at its own size
 
 
@@ -64,8 +65,10 @@ class Sizer:
         if size is None:
             return self.own(method, f"no {method.size_setting} brings {method.name} to {budget}")
         chosen = method.resized(size)
-        chosen = chosen.filling(goal) if self.counted == "end" else chosen
         parameters, unknown = self.count(chosen)
+        if self.counted == "end" and not unknown:
+            chosen = chosen.filling(goal)
+            parameters, _ = self.count(chosen)
         deviation = (parameters - goal) / goal
         if abs(deviation) > FARTHEST:
             reason = f"{method.size_setting}={size}, its nearest to {budget}, trains {parameters:,} ({deviation:+.0%})"
@@ -105,19 +108,21 @@ class Sizer:
 def nearest_size(goal: int, count: Callable[[int], int | None]) -> int | None:
     """The whole size from 1 on whose `count`, which grows with it, is nearest to `goal`; None if none is possible.
 
-    Sizes that are too small or too large for a method have the count None.
+    Sizes that are too small or too large for a method have the count None; of the possible ones, the largest is at
+    least twice the smallest.
     """
     counts: dict[int, int] = {}
 
     def reaches(size: int) -> bool:
         found = count(size)
         if found is None:
-            return bool(counts)  # too large, unless nothing smaller was possible
+            return any(possible < size for possible in counts)  # then it is too large, and not too small
         counts[size] = found
         return found >= goal
 
     low, high = 0, 1
-    while high < goal and not reaches(high):
+    # each size adds a parameter at least, so that none above the goal is nearer than the first that is possible
+    while not reaches(high) and (high <= goal or not counts) and high < LARGEST:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -39,8 +39,8 @@ def interval(scores: Sequence[float]) -> list[float] | None:
 
 def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     """Two-sided p of the paired differences; None without a pair."""
-    if not ours:
-        return None
+    if len(ours) < 2:
+        return smallest_p(1) if ours else None
 
     def difference(x: Any, y: Any, axis: int) -> Any:
         return _mean(x - y, axis=axis)

@@ -1,0 +1,83 @@
+"""Cells as tasks of Ray: on this machine, or on the cluster that RAY_ADDRESS names, whose machines share the disk.
+
+A task whose worker dies is begun again by Ray, on any machine, and its run goes on from its last checkpoint.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rankwise.compare.cell import failure, run_cell
+from rankwise.compare.grid import Cell
+from rankwise.compare.processes import Done
+from rankwise.errors import ConfigError
+from rankwise.train.quiet import quiet_libraries
+
+RETRIES = 3  # of a cell whose worker died
+
+
+class OnRay:
+    """As many cells at a time as the cluster has room for, or `workers`; each takes `cpus` and `gpus`."""
+
+    def __init__(self, workers: int | None, cpus: int, gpus: float) -> None:
+        self.ray = _ray()
+        self.ray.init(log_to_driver=False, ignore_reinit_error=True)
+        self.workers = self._room(cpus, gpus) if workers is None else workers
+        self.cpus = cpus
+        # a new process for each cell, so that its peak of memory is its own
+        settings = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1}
+        self.task = self.ray.remote(**settings)(_work)
+        self.running: dict[Any, Cell] = {}
+
+    def _room(self, cpus: int, gpus: float) -> int:
+        has = self.ray.cluster_resources()
+        room = int(has.get("CPU", 0) // cpus)
+        room = min(room, int(has.get("GPU", 0) / gpus)) if gpus else room
+        if not room:
+            raise ConfigError(
+                f"the cluster has no room for a run of {cpus} processors and {gpus:g} GPUs: it has "
+                f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}. Give --cpus and --gpus that it has."
+            )
+        return room
+
+    def has_room(self) -> bool:
+        return len(self.running) < self.workers
+
+    def begin(self, cell: Cell) -> None:
+        self.running[self.task.remote(cell, self.cpus, str(Path.cwd()))] = cell
+
+    def ended(self, timeout: float | None) -> list[Done]:
+        ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=timeout)
+        return [(cell, self._result(cell, reference)) for reference in ready for cell in [self.running.pop(reference)]]
+
+    def _result(self, cell: Cell, reference: Any) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            return cell.identity | failure(f"its worker ended {RETRIES + 1} times without a result: {error}")
+        return record
+
+    def stop(self) -> None:
+        for reference in self.running:
+            self.ray.cancel(reference, force=True)
+        self.running = {}
+        self.ray.shutdown()
+
+
+def _work(cell: Cell, threads: int, folder: str) -> dict[str, Any]:
+    os.chdir(folder)  # paths of the spec may be relative to where the comparison was called
+    torch.set_num_threads(threads)
+    quiet_libraries()
+    return run_cell(cell)
+
+
+def _ray() -> Any:
+    try:
+        import ray  # seconds to import, and only this executor needs it
+    except ImportError:
+        raise ConfigError(
+            "--executor ray needs ray, which is not installed: `pip install rankwise[compare]`."
+        ) from None
+    return ray
