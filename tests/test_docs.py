@@ -23,6 +23,7 @@ import tiny
 from rankwise.allocation.history import Event
 from rankwise.cli import main
 from rankwise.cli.config_file import config_from_dict
+from rankwise.compare.spec import SearchConfig, Spec
 from rankwise.train.config import GenerationConfig, RunConfig, TrainingConfig
 from rankwise.train.data_config import DataConfig
 
@@ -86,9 +87,14 @@ def test_python_blocks_run(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"))
-def test_configurations_parse(page: Path) -> None:
+def test_configurations_parse(page: Path, tmp_path: Path) -> None:
     for _, text in blocks(page, "yaml"):
-        config_from_dict(LEAST | yaml.safe_load(text))
+        content = yaml.safe_load(text)
+        if "tasks" in content:
+            (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+            assert main(["compare", str(tmp_path / "spec.yaml"), "--print_config"]) == 0
+        else:
+            config_from_dict(LEAST | content)
 
 
 @pytest.mark.parametrize("page", pages_with("json"))
@@ -143,6 +149,8 @@ TABLES = [
     ("docs/train.md", "field of `generation`", GenerationConfig),
     ("docs/train.md", "field of `training`", TrainingConfig),
     ("docs/train.md", "field beside them", RunConfig),
+    ("docs/compare.md", "field", Spec),
+    ("docs/compare.md", "field of `search`", SearchConfig),
 ]
 
 
@@ -151,7 +159,7 @@ def test_tables_list_every_setting_with_its_default(page: str, head: str, settin
     text = (ROOT / page).read_text(encoding="utf-8")
     table = text.partition(f"| {head} | default |")[2].partition("\n\n")[0]
     told = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", table, flags=re.MULTILINE))
-    nested = ("training", "generation")  # have tables of their own
+    nested = ("training", "generation", "search")  # have tables of their own
     known = {field.name: default_of(field) for field in fields(settings) if field.name not in nested}
     assert {name: read_default(default) for name, default in told.items()} == known, f"{page} and the code differ"
 

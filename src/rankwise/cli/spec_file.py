@@ -216,4 +216,4 @@ def _check_fields(data: Any, known: Mapping[str, Any], where: str) -> None:
 
 
 def _options(parser: jsonargparse.ArgumentParser) -> list[str]:
-    return [*command_line.options(parser), *(f"--base.{name}" for name in RUN_FIELDS)]
+    return [*(f"--base.{name}" for name in RUN_FIELDS), *command_line.options(parser)]
