@@ -147,7 +147,7 @@ def test_a_killed_comparison_goes_on_and_ends_like_one_that_was_not(model: Model
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=20)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     finished = runs(out) if (out / "runs.jsonl").exists() else []
     assert len(finished) < 4

@@ -93,7 +93,7 @@ def test_where_the_baseline_is_not_beaten_is_said() -> None:
     }
     sentences = told(spec(), [LORA, ADA, *rte], records)["answer"]
     [about] = [s for s in sentences if s.startswith("adalora at 0.3M beats")]
-    assert "beats lora on rte (+0.2000) and does not beat lora on sst2 (-0.0100)" in about
+    assert "beats lora at 0.3M on rte (+0.2000) and does not beat lora at 0.3M on sst2 (-0.0100)" in about
     assert "over 6 pairs of runs p = 0.25," in about and "not significant" in about
 
 
@@ -111,7 +111,7 @@ def test_a_lower_perplexity_is_better() -> None:
     records = {**finals(LORA, 9.0, 9.1, 9.2, **changes), **finals(ADA, 7.0, 7.1, 7.2, **changes)}
     found = told(one_task(), [LORA, ADA], records)
     assert found["answer"][0].startswith("Take adalora at 0.3M")
-    assert any("beats lora on sst2 (+2.0000)" in s for s in found["answer"])
+    assert any("beats lora at 0.3M on sst2 (+2.0000)" in s for s in found["answer"])
     assert found["tasks"]["sst2"]["rows"][1]["difference"] == pytest.approx(-2.0)
 
 

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rankwise.cli.console import make_console
 from rankwise.cli.spec_file import Asked, full_help, parse
 from rankwise.compare.answer import answer, shown
 from rankwise.compare.entries import entries_of
-from rankwise.compare.folder import LOG, RESULT, TABLES, open_folder, read_runs, runs_file
+from rankwise.compare.folder import LOG, RESULT, TABLES, check_folder, open_folder, read_runs, runs_file
 from rankwise.compare.grid import Entry, Record
 from rankwise.compare.on_ray import OnRay
 from rankwise.compare.processes import Executor, Processes
@@ -21,7 +22,7 @@ from rankwise.compare.results import results, rows_of
 from rankwise.compare.schedule import run_all
 from rankwise.compare.spec import Spec
 from rankwise.compare.tables import markdown, table_of
-from rankwise.errors import ConfigError, FolderError
+from rankwise.errors import ConfigError
 from rankwise.io.atomic import replaced_file, write_json
 from rankwise.train.quiet import quiet_libraries
 
@@ -37,19 +38,18 @@ def run(arguments: list[str]) -> int:
     quiet_libraries()
     console = make_console()
     folder = Path(asked.spec.output)
-    if asked.report_only and not folder.is_dir():
-        raise FolderError(f"output={str(folder)!r} holds no comparison yet; there is nothing to report.")
+    if asked.report_only:
+        check_folder(folder, asked.spec.as_dict())
     entries = entries_of(asked.spec, asked.contenders)
     if asked.report_only:
         return report(asked.spec, entries, read_runs(folder), console)
     executor = _executor(asked, folder / LOG)
     open_folder(folder, asked.spec.as_dict())
-    _say_sizes(asked.spec, entries, console)
+    _say_sizes(entries, console)
     with runs_file(folder) as runs:
         deadline = None if asked.max_hours is None else time.monotonic() + 3600 * asked.max_hours
-        told = _Teller(asked.spec, entries, runs.records, console)
         try:
-            run_all(asked.spec, entries, runs, executor, told, deadline)
+            run_all(asked.spec, entries, runs, executor, partial(_tell, console), deadline)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from here")
         return report(asked.spec, entries, runs.records, console)
@@ -64,24 +64,17 @@ def _executor(asked: Asked, log: Path) -> Executor:
     return Processes(asked.workers or 1, log)
 
 
-class _Teller:
-    """A line for each run that ends."""
-
-    def __init__(self, spec: Spec, entries: Sequence[Entry], records: Mapping[str, Record], console: Console) -> None:
-        self.spec, self.entries, self.records, self.console = spec, entries, records, console
-
-    def __call__(self, record: Record) -> None:
-        if "error" in record:
-            self.console.print(
-                f"{record['cell']}: failed: {record['error']}", style="red", highlight=False, markup=False
-            )
-            return
-        score = "diverged" if record["score"] is None else f"{record['metric']} {shown(record['score'])}"
-        took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
-        self.console.print(f"{record['cell']}: {score}{took}", highlight=False, markup=False)
+def _tell(console: Console, record: Record) -> None:
+    """A line for a run that has ended."""
+    if "error" in record:
+        console.print(f"{record['cell']}: failed: {record['error']}", style="red", highlight=False, markup=False)
+        return
+    score = "diverged" if record["score"] is None else f"{record['metric']} {shown(record['score'])}"
+    took = f", {record['seconds']:.0f} s" if "seconds" in record else ""
+    console.print(f"{record['cell']}: {score}{took}", highlight=False, markup=False)
 
 
-def _say_sizes(spec: Spec, entries: Sequence[Entry], console: Console) -> None:
+def _say_sizes(entries: Sequence[Entry], console: Console) -> None:
     """How each method meets its budget."""
     lines = dict.fromkeys(
         f"{entry.method}{f' at {entry.budget}' if entry.budget else ''}: {entry.sized.setting or 'one size'}, "

@@ -15,10 +15,10 @@ def answer(spec: Spec, rows: Sequence[Row]) -> list[str]:
     if not known:
         return ["Nothing has been run yet."]
     return [
-        *_recommendation(spec, known),
+        *_recommendation(known),
         *(sentence for task in spec.tasks for sentence in _of_task([r for r in known if r.entry.task == task])),
-        *_against_baseline(spec, known),
-        *_reservations(spec, known),
+        *_against_baseline(known),
+        *_reservations(known),
     ]
 
 
@@ -54,7 +54,7 @@ def _cost(row: Row) -> float:
     return (row.average("trainable_average") or 0.0) - (row.average("head_parameters") or 0.0)
 
 
-def _recommendation(spec: Spec, rows: Sequence[Row]) -> Iterator[str]:
+def _recommendation(rows: Sequence[Row]) -> Iterator[str]:
     """Who is most often within the noise of a task's best; of equals, who trains the fewest parameters on average."""
     tasks = list(dict.fromkeys(row.entry.task for row in rows))
     best = {task: best_of([row for row in rows if row.entry.task == task]) for task in tasks}
@@ -93,7 +93,7 @@ def _told(row: Row) -> str:
     return f"{shown(mean(scores))} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
 
 
-def _against_baseline(spec: Spec, rows: Sequence[Row]) -> Iterator[str]:
+def _against_baseline(rows: Sequence[Row]) -> Iterator[str]:
     names = dict.fromkeys(row.name for row in rows if row.versus is not None)
     for name in names:
         pairs = {row.entry.task: (row, *row.pairs()) for row in rows if row.name == name}
@@ -105,8 +105,9 @@ def _against_baseline(spec: Spec, rows: Sequence[Row]) -> Iterator[str]:
         if not gains:
             continue
         wins, losses = ([f"{t} ({g:+.4f})" for t, g in gains.items() if (g > 0) is won] for won in (True, False))
-        verb = [f"beats {spec.baseline_label} on {', '.join(wins)}"] if wins else []
-        verb += [f"does not beat {spec.baseline_label} on {', '.join(losses)}"] if losses else []
+        other = " or ".join(dict.fromkeys(row.versus.name for row, *_ in pairs.values() if row.versus))
+        verb = [f"beats {other} on {', '.join(wins)}"] if wins else []
+        verb += [f"does not beat {other} on {', '.join(losses)}"] if losses else []
         yield f"{name} {' and '.join(verb)}{_tested(list(pairs.values()))}."
 
 
@@ -120,7 +121,7 @@ def _tested(found: Sequence[tuple[Row, list[float], list[float]]]) -> str:
     return f"; over {len(ours)} pairs of runs p = {p:.3g}{verdict}"
 
 
-def _reservations(spec: Spec, rows: Sequence[Row]) -> Iterator[str]:
+def _reservations(rows: Sequence[Row]) -> Iterator[str]:
     seeds = max(len(row.scores) for row in rows)
     least = smallest_p(seeds)
     if seeds == 1:

@@ -44,6 +44,13 @@ def open_folder(folder: Path, spec: Mapping[str, Any]) -> None:
         file.write(text)
 
 
+def check_folder(folder: Path, spec: Mapping[str, Any]) -> None:
+    """Raise FolderError if the folder holds no comparison, ConfigError if it holds another."""
+    if not (folder / SPEC).is_file():
+        raise FolderError(f"output={str(folder)!r} holds no comparison yet; there is nothing to report.")
+    check_same(folder / SPEC, read_spec(folder / SPEC), spec)
+
+
 def read_spec(path: Path) -> dict[str, Any]:
     try:
         data = parse_yaml(read_text(path, MOST_YAML, path.parent))
