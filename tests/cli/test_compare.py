@@ -23,7 +23,7 @@ CLOCKED = ("seconds", "peak_memory", "resumed")
 
 
 def content(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
-    """Two methods, one of them searched, on one task: four searches and runs for a seed."""
+    """Two methods on one task, of which the learning rate of one is searched: four runs for the first seed."""
     rows = tiny.topic_rows(48)
     given = {
         "base": {
@@ -36,10 +36,11 @@ def content(model: Path, folder: Path, **changes: Any) -> dict[str, Any]:
             "training": {"steps": 8, "batch_size": 4, "learning_rate": 0.01, "log_every": 2, "save_every": 4},
         },
         "tasks": {"topics": {}},
-        "methods": {
-            "lora": {"learning_rates": [0.003, 0.01]},
+        "methods": {  # in the order in which the file has them
             "adaptive": {"name": "adalora", **tiny.SHORT, "learning_rates": [0.01]},
+            "lora": {"learning_rates": [0.003, 0.01]},
         },
+        "baseline": "lora",
         "budgets": ["3k"],
         "seeds": 1,
         "output": str(folder / "out"),
@@ -62,14 +63,14 @@ def test_a_comparison_from_its_spec_to_its_answer(model: Model, tmp_path: Path, 
     said = capsys.readouterr()
     assert said.err == "" and "lora at 3k: rank=3, 2,688 parameters (-10.4%)" in said.out
     assert "adaptive at 3k: rank=5, target_rank=3, budget=3000, " in said.out and "Take " in said.out
-    assert [line["purpose"] for line in runs(out)] == ["search", "search", "final", "final"]
+    assert [line["purpose"] for line in runs(out)] == ["final", "search", "search", "final"]
     names = {path.name for path in out.iterdir()}
     assert names >= {"spec.yaml", "environment.json", "runs.jsonl", "runs", "comparison.json", "comparison.md"}
     for line in runs(out):
         check_run(out, line)
     found = tiny.strict_json(out / "comparison.json")
     assert (found["not_run"], found["failed"], found["baseline"]) == ([], {}, "lora")
-    assert [row["method"] for row in found["tasks"]["topics"]["rows"]] == ["lora", "adaptive"]
+    assert [row["method"] for row in found["tasks"]["topics"]["rows"]] == ["adaptive", "lora"]
     assert found["answer"][0] in (out / "comparison.md").read_text(encoding="utf-8")
 
     before = (out / "runs.jsonl").read_bytes()
@@ -203,7 +204,7 @@ def test_the_time_may_be_up(model: Model, tmp_path: Path, capsys: Any) -> None:
 def test_what_fails_is_told_and_the_others_go_on(model: Model, tmp_path: Path, capsys: Any) -> None:
     spec, out = content(model("bert"), tmp_path), tmp_path / "out"
     spec["tasks"] = {"strange": {"metric": "bleu"}, "topics": {}}
-    spec["methods"] = {"bitfit": {"learning_rates": [0.01]}}
+    spec |= {"methods": {"bitfit": {"learning_rates": [0.01]}}, "baseline": "bitfit"}
     assert compare(tmp_path, spec) == 1
     assert "metric='bleu' is none of the scores of strange: ['loss', 'accuracy'" in capsys.readouterr().out
     assert [("error" in line, line["task"]) for line in runs(out)] == [(True, "strange"), (False, "topics")]
@@ -215,7 +216,7 @@ def test_what_fails_is_told_and_the_others_go_on(model: Model, tmp_path: Path, c
 def test_a_rate_at_which_training_diverges_loses(model: Model, tmp_path: Path) -> None:
     spec, out = content(model("bert"), tmp_path), tmp_path / "out"
     spec["base"]["training"] |= {"steps": 30, "clip": 0}
-    spec["methods"] = {"full": {"learning_rates": [0.001, 1e5]}}
+    spec |= {"methods": {"full": {"learning_rates": [0.001, 1e5]}}, "baseline": "full"}
     assert compare(tmp_path, spec) == 0
     rates = {line["learning_rate"]: line for line in runs(out) if line["purpose"] == "search"}
     assert rates[1e5]["score"] is None or rates[1e5]["score"] <= rates[1e-3]["score"]

@@ -16,8 +16,9 @@ import yaml
 
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import replaced_file, write_json
-from rankwise.io.untrusted import MOST_YAML, brief, parse_json, parse_yaml, read_text
-from rankwise.train.record import ENVIRONMENT, environment, finite
+from rankwise.io.untrusted import parse_json
+from rankwise.io.untrusted_yaml import MOST_YAML
+from rankwise.train.record import ENVIRONMENT, environment, finite, read_mapping
 
 SPEC, RUNS_FILE, RESULT, TABLES, LOG = "spec.yaml", "runs.jsonl", "comparison.json", "comparison.md", "log.txt"
 NEEDED = ("cell", "purpose", "task", "method", "budget", "seed", "learning_rate", "score")
@@ -30,7 +31,7 @@ def open_folder(folder: Path, spec: Mapping[str, Any]) -> None:
     """
     path = folder / SPEC
     if path.exists():
-        saved = read_spec(path)
+        saved = read_mapping(path)
         check_same(path, saved, spec)
         spec = {**spec, **{name: {**saved[name], **spec[name]} for name in ("tasks", "methods")}}
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -48,17 +49,7 @@ def check_folder(folder: Path, spec: Mapping[str, Any]) -> None:
     """Raise FolderError if the folder holds no comparison, ConfigError if it holds another."""
     if not (folder / SPEC).is_file():
         raise FolderError(f"output={str(folder)!r} holds no comparison yet; there is nothing to report.")
-    check_same(folder / SPEC, read_spec(folder / SPEC), spec)
-
-
-def read_spec(path: Path) -> dict[str, Any]:
-    try:
-        data = parse_yaml(read_text(path, MOST_YAML, path.parent))
-    except (yaml.YAMLError, ValueError) as error:
-        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
-    if not isinstance(data, dict):
-        raise FolderError(f"{path} must hold a mapping of fields, not {brief(data)}.")
-    return data
+    check_same(folder / SPEC, read_mapping(folder / SPEC), spec)
 
 
 def check_same(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

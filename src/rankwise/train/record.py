@@ -133,9 +133,13 @@ def adapter_in(folder: Path) -> Path | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The mapping in a run's configuration file. Raises FolderError."""
-    path = folder / CONFIG
+    return read_mapping(folder / CONFIG)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of a folder that rankwise wrote. Raises FolderError."""
     try:
-        config = parse_yaml(read_text(path, MOST_YAML, folder))
+        config = parse_yaml(read_text(path, MOST_YAML, path.parent))
     except (yaml.YAMLError, ValueError) as error:
         raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
     if not isinstance(config, dict):
