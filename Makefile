@@ -27,7 +27,9 @@ fix: .venv/.ready
 test: .venv/.ready
 	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+# The tests of the report's page need a browser beside it: apt-get install chromium.
 test-all: .venv/.ready test-quantized
+	$(BIN)/pip install -q -c constraints.txt playwright
 	$(RUN)/python -m pytest -n 2 --dist worksteal
 
 # Beside .venv and not in it: transformers imports torchao and bitsandbytes wherever it finds them, in every process.

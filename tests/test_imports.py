@@ -36,7 +36,7 @@ ORDER = [
     [""],  # rankwise/__init__.py: the public names
     ["train"],
     ["compare"],
-    ["demo"],
+    ["demo", "report"],
     ["cli"],
     ["__main__"],
 ]
@@ -60,6 +60,7 @@ OUTSIDE = {
     "plain": {"torch"},
     "places": {"torch"},
     "hook": {"torch"},
+    "report": {"jinja2", "yaml"},
     "merging": {"torch"},
     "surgery": {"torch"},
     "updates": {"torch"},

@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),
     "convert": ("rankwise.cli.convert", "write an adapter, PEFT's or loralib's too, as another method's; exactly"),
     "merge": ("rankwise.cli.merge", "write a plain model with the updates of an adapter in its weights, and prove it"),
+    "report": ("rankwise.cli.report", "write one HTML page of runs, or of a comparison"),
     "demo": ("rankwise.cli.demo", "run a small real job on a model and data that install with pip"),
 }
 
