@@ -5,11 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rankwise.errors import FolderError
-from rankwise.io.untrusted import MOST_JSON, brief, read_json, read_text
-from rankwise.io.untrusted_yaml import parse_yaml
+from rankwise.io.untrusted import MOST_JSON, brief, read_json
 from rankwise.report.reading import (
     COUNT,
     INTERVAL,
@@ -22,6 +19,7 @@ from rankwise.report.reading import (
     json_lines,
     list_of,
     optional,
+    yaml_mapping,
 )
 from rankwise.report.run import Run, is_run, read_run
 
@@ -108,7 +106,7 @@ def read_comparison(folder: Path) -> Comparison:
     return Comparison(
         name=folder.resolve().name,
         folder=folder,
-        spec=_spec(folder),
+        spec=yaml_mapping(folder / SPEC, folder, MOST_JSON) if (folder / SPEC).exists() else {},
         environment=read_json(folder / ENVIRONMENT, folder) if (folder / ENVIRONMENT).exists() else {},
         cells=cells,
         failed=[f"{name}: {cell['error']}" for name, cell in ended.items() if cell["error"] is not None],
@@ -118,16 +116,6 @@ def read_comparison(folder: Path) -> Comparison:
         not_run=whole["not_run"] or [],
         drawn=list(_drawn(folder, cells)),
     )
-
-
-def _spec(folder: Path) -> dict[str, Any]:
-    path = folder / SPEC
-    if not path.exists():
-        return {}
-    try:
-        return checked(parse_yaml(read_text(path, MOST_JSON, folder)), {}, str(path))
-    except (yaml.YAMLError, ValueError) as error:
-        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
 
 
 def _cells(folder: Path) -> Iterator[dict[str, Any]]:

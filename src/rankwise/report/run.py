@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rankwise.errors import FolderError
-from rankwise.io.untrusted import brief, read_json, read_text
-from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
-from rankwise.report.reading import COUNT, COUNTS, MAPPING, NAMES, NUMBER, NUMBERS, TEXT, Kind, checked, json_lines
+from rankwise.io.untrusted import brief, read_json
+from rankwise.report.reading import (
+    COUNT,
+    COUNTS,
+    MAPPING,
+    NAMES,
+    NUMBER,
+    NUMBERS,
+    TEXT,
+    Kind,
+    checked,
+    json_lines,
+    yaml_mapping,
+)
 from rankwise.report.reading import optional as maybe
 
 # docs/files.md says what they hold
@@ -96,22 +105,13 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
-        config=_config(folder),
+        config=yaml_mapping(folder / CONFIG, folder),
         environment=_json(folder, ENVIRONMENT) or {},
         results=_results(folder),
         events=list(_events(folder)),
         metrics=list(_metrics(folder)),
         shapes=_shapes(folder),
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        config = parse_yaml(read_text(path, MOST_YAML, folder))
-    except (yaml.YAMLError, ValueError) as error:
-        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
-    return checked(config, {}, str(path))
 
 
 def _json(folder: Path, name: str) -> dict[str, Any] | None:
