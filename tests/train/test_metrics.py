@@ -13,6 +13,7 @@ from rankwise.train import metrics
 from rankwise.train.labels import LabelSet
 from rankwise.train.metrics import metrics_for
 from rankwise.train.span_answers import SpanTruth
+from rankwise.train.text_scores import text_scores
 from rankwise.train.token_loss import mean_token_loss, token_losses
 
 TWO = LabelSet(names=("no", "yes"), to_id={"no": 0, "yes": 1})
@@ -102,7 +103,7 @@ def test_squad_v2() -> None:
 
 
 def test_generated_text() -> None:
-    scores = metrics.text_scores(["the cats sat"], [["the cat sat down"]])
+    scores = text_scores(["the cats sat"], [["the cat sat down"]])
     # stemmed: 3 of 3 words and 3 of 4; 2 of 2 pairs and 2 of 3
     assert scores["rouge1"] == pytest.approx(2 * 1 * 0.75 / 1.75)
     assert scores["rouge2"] == pytest.approx(2 * 1 * (2 / 3) / (5 / 3))
@@ -112,13 +113,13 @@ def test_generated_text() -> None:
 
 def test_bleu() -> None:
     # 1-grams 5/5, 2-grams 4/4, 3-grams 3/3, 4-grams 2/2, brevity exp(1 - 6/5)
-    scores = metrics.text_scores(["rain fell on the hills"], [["rain fell on the hills today"]])
+    scores = text_scores(["rain fell on the hills"], [["rain fell on the hills today"]])
     assert scores["bleu"] == pytest.approx(math.exp(1 - 6 / 5))
 
 
 def test_the_best_of_several_references_counts() -> None:
     references = [["no match here", "it snows"], ["x"]]
-    scores = metrics.text_scores([" it snows\n", "y"], references)
+    scores = text_scores([" it snows\n", "y"], references)
     assert scores["exact_match"] == 0.5 and scores["rougeL"] == pytest.approx(0.5)
 
 

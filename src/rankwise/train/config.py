@@ -106,7 +106,7 @@ class GenerationConfig:
     """How text is generated for evaluation: seq2seq always, causal models when `rows` is above 0."""
 
     rows: int = 0
-    """Causal models: so many validation rows are generated and scored (prompt and completion only)."""
+    """Causal models: so many validation prompts are answered and scored (prompt and completion only)."""
     max_new_tokens: int = 64
     """Longest generated text in tokens."""
     beams: int = 1
@@ -115,6 +115,8 @@ class GenerationConfig:
     """Exponent of the length in the score of a beam."""
     no_repeat_ngram_size: int = 0
     """No n-gram of this size occurs twice; 0 turns it off."""
+    score: Literal["text", "nlg", "number", "query"] = "text"
+    """By what text is scored: overlap of words, E2E NLG's scores, the final number, or the whole query."""
 
     def __post_init__(self) -> None:
         check_least("generation", self, 1, ("max_new_tokens", "beams"))

@@ -8,7 +8,8 @@ from transformers import Trainer
 
 from rankwise.train.build import generation_config
 from rankwise.train.job import Job
-from rankwise.train.metrics import perplexity, text_scores
+from rankwise.train.metrics import perplexity
+from rankwise.train.scorers import content, references_by_prompt
 from rankwise.train.token_loss import mean_token_loss
 
 Scores = dict[str, float]
@@ -36,19 +37,27 @@ def _batches(trainer: Trainer) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def generated_scores(job: Job, trainer: Trainer) -> Scores:
-    """Scores of what a causal model writes after each prompt of the first `generation.rows` validation rows."""
-    rows = job.prepared.validation.select(range(min(job.config.generation.rows, len(job.prepared.validation))))
-    prompts = list(rows["prompt"])
+    """Scores of what a causal model writes after the first `generation.rows` validation prompts."""
+    prompts, references = asked(job)
     texts = generate(job, trainer, prompts)
-    references = [_content(c).strip() for c in rows["completion"]]
-    return text_scores([t.strip() for t in texts], [[r] for r in references])
+    return job.scorer.scores([text.strip() for text in texts], references)
+
+
+def asked(job: Job) -> tuple[list[Any], list[list[str]]]:
+    """(prompts, the accepted texts of each): one a row, or one for all rows that share it, as the scorer has it."""
+    rows, most = job.prepared.validation, job.config.generation.rows
+    prompts, completions = list(rows["prompt"]), [content(each).strip() for each in rows["completion"]]
+    if not job.scorer.by_prompt:
+        return prompts[:most], [[each] for each in completions[:most]]
+    references = references_by_prompt(prompts, completions)
+    return [prompts[place] for place in references][:most], list(references.values())[:most]
 
 
 def sample_prompts(job: Job, count: int = 3) -> list[Any]:
     """The first validation prompts of a causal model that generates, to show what it writes; else none."""
     if job.task != "causal-lm" or not job.config.generation.rows:
         return []
-    return list(job.prepared.validation["prompt"][:count])
+    return asked(job)[0][:count] if job.scorer.by_prompt else list(job.prepared.validation["prompt"][:count])
 
 
 @torch.no_grad()
@@ -80,7 +89,3 @@ def _as_text(tokenizer: Any, prompt: Any) -> str:
         return prompt
     text: str = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
     return text
-
-
-def _content(completion: Any) -> str:
-    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)

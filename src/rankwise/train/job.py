@@ -17,6 +17,7 @@ from rankwise.train.data import load_rows
 from rankwise.train.metrics import Metrics, metrics_for
 from rankwise.train.prepare import prepare
 from rankwise.train.prepared import Prepared
+from rankwise.train.scorers import Scorer, scorer_for
 from rankwise.train.tasks import check_length, guess_task
 
 
@@ -30,6 +31,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     prepared: Prepared
     metrics: Metrics
+    scorer: Scorer
     adaptation: Adaptation
 
     @property
@@ -51,6 +53,7 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
         task, reason = config.task, "the config says so"
     head = task_named(task, model_config).model_class
     check_length(config.data.max_length, model_config)
+    scorer = scorer_for(config.generation, task, columns, rows["validation"])
     tokenizer = _tokenizer(config, source)
     prepared = prepare(task, rows, columns, tokenizer, config.data)
     set_seed(config.training.seed)  # heads, then adapters, are drawn from here on
@@ -63,7 +66,15 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
         task_reason=reason,
         tokenizer=tokenizer,
         prepared=prepared,
-        metrics=metrics_for(task, labels=prepared.labels, tokenizer=tokenizer, spans=prepared.spans),
+        metrics=metrics_for(
+            task,
+            labels=prepared.labels,
+            tokenizer=tokenizer,
+            spans=prepared.spans,
+            scorer=scorer,
+            prompts=prepared.validation["input_ids"] if task == "seq2seq" and scorer.by_prompt else None,
+        ),
+        scorer=scorer,
         adaptation=_adaptation(config, model, adapter),
     )
 

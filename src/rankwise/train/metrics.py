@@ -1,4 +1,6 @@
-"""Metrics of each task, computed by torchmetrics. All are shares or correlations, at most 1, but mse and perplexity.
+"""Metrics of each task, computed by torchmetrics; those of generated text are in scorers.py.
+
+All are shares or correlations, at most 1, but mse, perplexity and what scorers.py says of its own.
 
 What is undefined is nan: a correlation with a constant, and everything where a prediction is not finite. Only Matthews'
 coefficient is 0 for a constant, as scikit-learn and GLUE have it.
@@ -20,11 +22,12 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
     multiclass_matthews_corrcoef,
 )
-from torchmetrics.functional.text import rouge_score, sacre_bleu_score, squad
+from torchmetrics.functional.text import squad
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from rankwise.errors import ConfigError
 from rankwise.train.labels import LabelSet
+from rankwise.train.scorers import SCORERS, Scorer, references_by_prompt
 from rankwise.train.span_answers import SpanDecoding, SpanTruth, answer_spans
 
 Array = NDArray[Any]
@@ -50,8 +53,13 @@ def metrics_for(
     tokenizer: PreTrainedTokenizerBase | None = None,
     spans: SpanTruth | None = None,
     decoding: SpanDecoding | None = None,
+    scorer: Scorer = SCORERS["text"],
+    prompts: Sequence[Any] | None = None,
 ) -> Metrics:
-    """`labels` for classification, `tokenizer` for seq2seq, `spans` (and `decoding`) for span-qa."""
+    """`labels` for classification, `spans` (and `decoding`) for span-qa, `tokenizer` and `scorer` for seq2seq.
+
+    `prompts`, of the validation rows in their order, for a scorer that takes rows with one prompt together.
+    """
     if task == "classification" and labels is not None:
         compute: Callable[[EvalPrediction], Scores] = partial(from_logits, classes=len(labels))
         return Metrics(primary="accuracy", higher_is_better=True, compute=compute)
@@ -61,7 +69,8 @@ def metrics_for(
         compute = partial(from_spans, truth=spans, decoding=decoding or SpanDecoding())
         return Metrics(primary="f1", higher_is_better=True, compute=compute)
     if task == "seq2seq" and tokenizer is not None:
-        return Metrics(primary="rougeL", higher_is_better=True, compute=partial(from_tokens, tokenizer=tokenizer))
+        compute = partial(from_tokens, tokenizer=tokenizer, scorer=scorer, prompts=prompts)
+        return Metrics(primary=scorer.decides, higher_is_better=True, compute=compute)
     if task == "causal-lm":
         return Metrics(primary="perplexity", higher_is_better=False, compute=None)
     raise ConfigError(f"no metrics for task {task!r} without its labels, tokenizer or spans.")
@@ -80,9 +89,15 @@ def from_spans(prediction: EvalPrediction, truth: SpanTruth, decoding: SpanDecod
     return span_scores(answer_spans(starts, ends, truth, decoding), truth)
 
 
-def from_tokens(prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase) -> Scores:
+def from_tokens(
+    prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, scorer: Scorer, prompts: Sequence[Any] | None
+) -> Scores:
     predicted = decode(first(prediction.predictions), tokenizer)
-    return text_scores(predicted, [[text] for text in decode(prediction.label_ids, tokenizer)])
+    labels = decode(prediction.label_ids, tokenizer)
+    if prompts is None:
+        return scorer.scores(predicted, [[text] for text in labels])
+    references = references_by_prompt(prompts, labels)
+    return scorer.scores([predicted[place] for place in references], list(references.values()))
 
 
 def first(predictions: Any) -> Array:
@@ -160,27 +175,6 @@ def squad_scores(answers: Mapping[str, str], truth: SpanTruth, places: Iterable[
     # no accepted answer means that the empty text is right
     target = [{"id": truth.ids[place], "answers": {"text": list(truth.answers[place] or ("",))}} for place in chosen]
     return {name: float(value) / 100 for name, value in squad(predicted, target).items()}
-
-
-def text_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """rouge1, rouge2, rougeL (F of stemmed words, best reference), bleu (SacreBLEU 13a), exact_match."""
-    several = [list(each) for each in references]
-    keys = ("rouge1", "rouge2", "rougeL")
-    rouge = rouge_score(list(predicted), several, rouge_keys=keys, use_stemmer=True, accumulate="best")
-    return {
-        **{key: float(rouge[f"{key}_fmeasure"]) for key in keys},
-        "bleu": float(sacre_bleu_score(list(predicted), several)),
-        "exact_match": exact_match(predicted, references),
-    }
-
-
-def exact_match(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Share of texts equal to one of their references, blanks at both ends aside."""
-    hits = [
-        text.strip() in {accepted.strip() for accepted in each}
-        for text, each in zip(predicted, references, strict=True)
-    ]
-    return sum(hits) / len(hits)
 
 
 def perplexity(mean_loss: float) -> float:

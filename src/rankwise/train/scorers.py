@@ -1,0 +1,88 @@
+"""What generated text is scored by, the setting `generation.score`, and whether it fits the run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+
+from rankwise.errors import ConfigError, DataError
+from rankwise.train.columns import Columns
+from rankwise.train.config import GenerationConfig
+from rankwise.train.final_answer import final_number, number_scores, query_scores
+from rankwise.train.nlg_scores import nlg_scores
+from rankwise.train.text_scores import text_scores
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """Scores of texts, given the accepted texts of each."""
+
+    scores: Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]
+    decides: str
+    """The one of them that decides a seq2seq run."""
+    by_prompt: bool = False
+    """Validation rows with the same prompt are references of one text."""
+    can_score: Callable[[str], bool] | None = None
+    """Whether a reference holds what is compared. None: any text does."""
+
+
+SCORERS = {
+    "text": Scorer(scores=text_scores, decides="rougeL"),
+    "nlg": Scorer(scores=nlg_scores, decides="bleu", by_prompt=True),
+    "number": Scorer(
+        scores=number_scores, decides="accuracy", can_score=lambda reference: final_number(reference) is not None
+    ),
+    "query": Scorer(scores=query_scores, decides="accuracy"),
+}
+
+
+def scorer_for(settings: GenerationConfig, task: str, columns: Columns, validation: datasets.Dataset) -> Scorer:
+    """Raises ConfigError where no text would be generated, DataError for a reference without what is compared."""
+    score, rows, scorer = settings.score, settings.rows, SCORERS[settings.score]
+    if task == "causal-lm" and rows and columns.prompt is None:
+        raise ConfigError(
+            f"generation.rows={rows} needs prompts to answer, and the data has {columns.used()}. Give rows with a "
+            "prompt and a completion, or set generation.rows=0."
+        )
+    if score == "text":
+        return scorer
+    if task not in ("causal-lm", "seq2seq"):
+        raise ConfigError(
+            f"generation.score={score!r} is for generated text, and task {task!r} generates none. Leave it out, or "
+            "choose task causal-lm or seq2seq."
+        )
+    if task == "causal-lm" and not rows:
+        raise ConfigError(
+            f"generation.score={score!r} needs text to score: set generation.rows to how many validation prompts are "
+            "answered."
+        )
+    _check_references(score, scorer, list(validation[columns.column("completion")]))
+    return scorer
+
+
+def _check_references(score: str, scorer: Scorer, completions: list[Any]) -> None:
+    if scorer.can_score is None:
+        return
+    for row, completion in enumerate(completions, start=1):
+        if not scorer.can_score(content(completion)):
+            raise DataError(
+                f"validation row {row} has no {score} in its completion {content(completion)[:80]!r}, which "
+                f"generation.score={score!r} compares with. Correct the row, or choose another score."
+            )
+
+
+def content(completion: Any) -> str:
+    """The text of a completion, which may be a list of messages."""
+    return completion if isinstance(completion, str) else "".join(message["content"] for message in completion)
+
+
+def references_by_prompt(prompts: Sequence[Any], references: Sequence[str]) -> dict[int, list[str]]:
+    """{place of the first row with a prompt: the references of all rows with that prompt}."""
+    first: dict[str, int] = {}
+    found: dict[int, list[str]] = {}
+    for place, (prompt, reference) in enumerate(zip(prompts, references, strict=True)):
+        found.setdefault(first.setdefault(repr(prompt), place), []).append(reference)
+    return found
