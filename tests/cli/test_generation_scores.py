@@ -17,7 +17,7 @@ Model = Callable[[str], Path]
 
 PUBS = ("Alimentum", "Blue Spice", "Café Adriatic", "The Vaults", "Zizzi")
 ROWS = [
-    {"prompt": f"name: {name}", "completion": f" counts the crab pots {told}"}
+    {"prompt": f"name: {name}", "completion": f" {name} counts crab pots {told}"}
     for name, tellings in zip(PUBS, (3, 1, 2, 2, 1), strict=True)
     for told in ("before breakfast.", "while it rains.", "and whistles.")[:tellings]
 ]
@@ -45,9 +45,10 @@ def test_rows_with_one_prompt_are_references_of_one_text(
     settings = {"generation": {"rows": 4, "max_new_tokens": 12, "score": "nlg"}}
     assert tiny.train(tmp_path, tiny.config(model("llama"), path, run, **settings, **LEARNS)) == 0
 
-    assert len(calls) == 2  # the untouched model, and the trained one
+    scored = [call for call in calls if len(call[0]) > 3]  # three are shown as samples
+    assert len(scored) == 2  # of the untouched model, and of the trained one
     results = tiny.strict_json(run / "results.json")
-    for (prompts, texts), scores in zip(calls, (results["before"], results["scores"]), strict=True):
+    for (prompts, texts), scores in zip(scored, (results["before"], results["scores"]), strict=True):
         assert prompts == [f"name: {name}" for name in PUBS[:4]]
         told = [sorted(r["completion"].strip() for r in ROWS if r["prompt"] == prompt) for prompt in prompts]
         expected = nlg_scores([text.strip() for text in texts], told)

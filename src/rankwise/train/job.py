@@ -17,7 +17,7 @@ from rankwise.train.data import load_rows
 from rankwise.train.metrics import Metrics, metrics_for
 from rankwise.train.prepare import prepare
 from rankwise.train.prepared import Prepared
-from rankwise.train.scorers import Scorer, scorer_for
+from rankwise.train.scorers import Scorer, check_references, scorer_for
 from rankwise.train.tasks import check_length, guess_task
 
 
@@ -53,9 +53,10 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
         task, reason = config.task, "the config says so"
     head = task_named(task, model_config).model_class
     check_length(config.data.max_length, model_config)
-    scorer = scorer_for(config.generation, task, columns, rows["validation"])
+    scorer = scorer_for(config.generation, task, columns)
     tokenizer = _tokenizer(config, source)
     prepared = prepare(task, rows, columns, tokenizer, config.data)
+    check_references(config.generation.score, rows["validation"], columns)
     set_seed(config.training.seed)  # heads, then adapters, are drawn from here on
     model = _from_pretrained(head, config.model, source | _head_settings(task, prepared))
     if model.config.pad_token_id is None:

@@ -39,35 +39,34 @@ SCORERS = {
 }
 
 
-def scorer_for(settings: GenerationConfig, task: str, columns: Columns, validation: datasets.Dataset) -> Scorer:
-    """Raises ConfigError where no text would be generated, DataError for a reference without what is compared."""
-    score, rows, scorer = settings.score, settings.rows, SCORERS[settings.score]
+def scorer_for(settings: GenerationConfig, task: str, columns: Columns) -> Scorer:
+    """Raises ConfigError where no text would be generated."""
+    score, rows = settings.score, settings.rows
     if task == "causal-lm" and rows and columns.prompt is None:
         raise ConfigError(
             f"generation.rows={rows} needs prompts to answer, and the data has {columns.used()}. Give rows with a "
             "prompt and a completion, or set generation.rows=0."
         )
-    if score == "text":
-        return scorer
-    if task not in ("causal-lm", "seq2seq"):
+    if score != "text" and task not in ("causal-lm", "seq2seq"):
         raise ConfigError(
             f"generation.score={score!r} is for generated text, and task {task!r} generates none. Leave it out, or "
             "choose task causal-lm or seq2seq."
         )
-    if task == "causal-lm" and not rows:
+    if score != "text" and task == "causal-lm" and not rows:
         raise ConfigError(
             f"generation.score={score!r} needs text to score: set generation.rows to how many validation prompts are "
             "answered."
         )
-    _check_references(score, scorer, list(validation[columns.column("completion")]))
-    return scorer
+    return SCORERS[score]
 
 
-def _check_references(score: str, scorer: Scorer, completions: list[Any]) -> None:
-    if scorer.can_score is None:
+def check_references(score: str, validation: datasets.Dataset, columns: Columns) -> None:
+    """Raises DataError for a completion that does not hold what is compared."""
+    can_score = SCORERS[score].can_score
+    if can_score is None:
         return
-    for row, completion in enumerate(completions, start=1):
-        if not scorer.can_score(content(completion)):
+    for row, completion in enumerate(validation[columns.column("completion")], start=1):
+        if not can_score(content(completion)):
             raise DataError(
                 f"validation row {row} has no {score} in its completion {content(completion)[:80]!r}, which "
                 f"generation.score={score!r} compares with. Correct the row, or choose another score."
