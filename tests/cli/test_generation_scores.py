@@ -15,11 +15,19 @@ from rankwise.train.scorers import SCORERS
 
 Model = Callable[[str], Path]
 
-PUBS = ("Alimentum", "Blue Spice", "Café Adriatic", "The Vaults", "Zizzi")
+BREAKFAST, RAIN, WHISTLES = "before breakfast.", "while it rains.", "and whistles."
+TOLD = {
+    "Alimentum": (BREAKFAST, RAIN, WHISTLES),
+    "Blue Spice": (RAIN,),
+    "Café Adriatic": (BREAKFAST, WHISTLES),
+    "The Vaults": (BREAKFAST, RAIN),
+    "Zizzi": (WHISTLES,),
+}
+PUBS = list(TOLD)
 ROWS = [
-    {"prompt": f"name: {name}", "completion": f" {name} counts crab pots {told}"}
-    for name, tellings in zip(PUBS, (3, 1, 2, 2, 1), strict=True)
-    for told in ("before breakfast.", "while it rains.", "and whistles.")[:tellings]
+    {"prompt": f"name: {name}", "completion": f" counts the crab pots {how}"}
+    for name, each in TOLD.items()
+    for how in each
 ]
 LEARNS = {"method": {"name": "full"}, "training": {"steps": 40, "save_every": 40}}
 
@@ -54,6 +62,7 @@ def test_rows_with_one_prompt_are_references_of_one_text(
         expected = nlg_scores([text.strip() for text in texts], told)
         assert {name: scores[name] for name in expected} == pytest.approx(expected)
     assert results["primary"] == "perplexity" and results["scores"]["rougeL"] > 0.5
+    assert results["scores"]["cider"] > 0
     assert [sample["prompt"] for sample in results["samples"]] == [f"name: {name}" for name in PUBS[:3]]
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 0
