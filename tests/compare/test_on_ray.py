@@ -25,7 +25,7 @@ def write_spec(folder: Path, model: Path) -> str:
     rows = tiny.topic_rows(48)
     train = tiny.write_rows(folder / "train.jsonl", rows[:36])
     data = {"train": train, "validation": tiny.write_rows(folder / "held.jsonl", rows[36:]), "max_length": 48}
-    training = {"steps": 150, "batch_size": 4, "log_every": 5, "save_every": 10, "evaluate_every": "never"}
+    training = {"steps": 60, "batch_size": 4, "log_every": 5, "save_every": 5, "evaluate_every": "never"}
     base = {"model": str(model), "data": data, "training": training}
     return tiny.write_config(folder / "spec.yaml", {**SPEC, "base": base, "output": str(folder / "out")})
 
@@ -42,20 +42,28 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path: Path) -> None
     command = [sys.executable, "-W", "ignore", "-m", "rankwise", "compare", write_spec(there, model)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     process = subprocess.Popen([*command, "--executor", "ray", "--workers", "2"], env=environment)
-    victim = None
-    while victim is None:
-        assert process.poll() is None, "it ended before a worker could be killed"
-        time.sleep(0.05)
-        if any((out / "runs").rglob("checkpoint-*/trainer_state.json")):
-            victim = next((p for p in psutil.process_iter() if is_worker_of(p, process.pid)), None)
-    victim.kill()
-    assert process.wait(timeout=400) == 0
+    try:
+        kill_a_worker(process, out)
+        assert process.wait(timeout=400) == 0
+    finally:
+        process.kill()
 
     lines = tiny.lines(out / "runs.jsonl")
     assert len(lines) == len({line["cell"] for line in lines}) == 4 and not any("error" in line for line in lines)
     assert any(line["resumed"] for line in lines)
     scores = [{line["cell"]: line["scores"] for line in tiny.lines(of / "runs.jsonl")} for of in (here / "out", out)]
     assert scores[0] == scores[1]
+
+
+def kill_a_worker(comparison: "subprocess.Popen[bytes]", out: Path) -> None:
+    """As soon as a run has a checkpoint."""
+    victim = None
+    while victim is None:
+        assert comparison.poll() is None, "it ended before a worker could be killed"
+        time.sleep(0.05)
+        if any((out / "runs").rglob("checkpoint-*/trainer_state.json")):
+            victim = next((p for p in psutil.process_iter() if is_worker_of(p, comparison.pid)), None)
+    victim.kill()
 
 
 def is_worker_of(process: psutil.Process, comparison: int) -> bool:
