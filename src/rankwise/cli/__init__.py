@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("rankwise.cli.evaluate", "compute the metrics of a finished run anew"),
     "plan": ("rankwise.cli.plan", "say what a run will train and hold, before any weight is loaded"),
     "compare": ("rankwise.cli.compare", "compare methods at equal budget, over tasks and seeds, and say which to take"),
+    "watch": ("rankwise.cli.watch", "show budget, ranks and loss of a run while another process trains it"),
     "inspect": ("rankwise.cli.inspect", "show ranks and frozen projections of a run, or the layers of a model"),
     "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder for other engines"),
     "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),
