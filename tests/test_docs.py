@@ -18,6 +18,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+import commands
 import rankwise as rw
 import tiny
 from rankwise.allocation.history import Event
@@ -80,6 +81,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.mark.parametrize("page", pages_with("python"))
 def test_python_blocks_run(page: Path) -> None:
     """The blocks of one page are one program."""
+    if page.stem == "quantised":
+        pytest.importorskip("torchao", reason="torchao is not installed: make test-quantized")
     namespace: dict[str, Any] = {"__name__": "page"}
     for line, text in blocks(page, "python"):
         # blank lines in front, so that a traceback shows the line of the page
@@ -95,6 +98,16 @@ def test_configurations_parse(page: Path, tmp_path: Path) -> None:
             assert main(["compare", str(tmp_path / "spec.yaml"), "--print_config"]) == 0
         else:
             config_from_dict(LEAST | content)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("page", pages_with("console"))
+def test_commands_can_be_given(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `rankwise` line parses, with all its options; what else is called is there to be called."""
+    for number, text in blocks(page, "console"):
+        for line in text.splitlines():
+            assert line.startswith("$ "), f"{name_of(page)}, line {number}: {line!r} is no command"
+            commands.check(line.removeprefix("$ "), ROOT, monkeypatch)
 
 
 @pytest.mark.parametrize("page", pages_with("json"))

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from rankwise.planning.planner import plan
     from rankwise.train.callback import AdaptationCallback
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
