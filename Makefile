@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 
-.PHONY: check fix test test-all test-quantized test-trackers test-llama-cpp bench docs demo demo-causal clean
+.PHONY: check fix test test-all test-quantized test-trackers test-llama-cpp bench docs dist demo demo-causal clean
 
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
@@ -61,6 +61,11 @@ bench: .venv/.ready
 # Into site/, to be read from the disk: site/index.html.
 docs: .venv/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# A source archive and a wheel, into an emptied dist/: what is left there from before must not be published.
+dist: .venv/.ready
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 demo: .venv/.ready
 	$(RUN)/rankwise demo
