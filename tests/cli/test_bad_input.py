@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedMo
 
 import rankwise as rw
 import tiny
+from rankwise import cli
 from rankwise.cli import main
 
 Model = Callable[[str], Path]
@@ -192,6 +193,18 @@ COMMANDS: list[tuple[list[str], list[str]]] = [
     (["inspect", "no/model"], ["'no/model' is neither a run, an adapter nor a model"]),
     (["demo", "--cusal"], ["unknown option --cusal", "Did you mean '--causal'?"]),
 ]
+
+
+def test_a_package_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `pip install rankwise`, without its extra."""
+    (tmp_path / "needs_more.py").write_text("from nowhere_to_be_found.functional import f")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", ("needs_more", ""))
+    assert main(["evaluate", "runs/x"]) == 2
+    told = capsys.readouterr().err
+    assert "needs the package nowhere_to_be_found, which" in told and "pip install 'rankwise[train]'" in told
 
 
 @pytest.mark.parametrize(("arguments", "says"), COMMANDS, ids=lambda part: str(part)[:40])

@@ -38,7 +38,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"rankwise: unknown command {name!r}.{nearest(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
-    run: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).run
+    try:
+        run: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).run
+    except ModuleNotFoundError as missing:
+        package = (missing.name or "rankwise").partition(".")[0]
+        if package == "rankwise":
+            raise
+        print(
+            f"rankwise {name}: needs the package {package}, which is not installed. "
+            "`pip install 'rankwise[train]'`, or '.[train]' in a checkout, installs what the commands need.",
+            file=sys.stderr,
+        )
+        return 2
     try:
         return run(rest)
     except BrokenPipeError:

@@ -1,6 +1,7 @@
 """From a YAML file and the command line to a RunConfig, with the nearest name for whatever is unknown."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
     """The parser of a command that takes a run's configuration."""
     parser = command_line.make_parser(
         command,
-        usage=f"rankwise {command} CONFIG.yaml [--FIELD VALUE ...]",
+        usage=f"rankwise {command} CONFIG.yaml{'|MODEL' if command == 'plan' else ''} [--FIELD VALUE ...]",
         description="Fields of CONFIG.yaml, each of which can be given on the command line too. "
         f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}; on the command line "
         "--method NAME and --method.SETTING VALUE; a method named there replaces the file's, settings and all.",
@@ -188,7 +189,9 @@ def _options(parser: jsonargparse.ArgumentParser) -> list[str]:
 
 def full_help(command: str) -> str:
     """What `--help` prints: every field, and every setting of every method."""
-    parts = [make_parser(command).format_help()]
+    # by their names, not by the classes that jsonargparse lists
+    told = re.sub(r" {2}--method\.help .*\n(?: {20,}.*\n)+", "", make_parser(command).format_help())
+    parts = [re.sub(r"\(required, type: <class 'Method'>,\s+known subclasses:[^)]*\)", "(required)", told)]
     for name, cls in METHODS.items():
         parser = jsonargparse.ArgumentParser(add_help=False, usage=f"--method {name} [--method.SETTING VALUE ...]")
         parser.add_class_arguments(cls, "method")

@@ -16,7 +16,7 @@ from rankwise.train.run import evaluate_run
 def run(arguments: list[str]) -> int:
     parser = make_parser("evaluate", description="Compute the metrics of a finished run anew.")
     parser.add_argument("run", type=str, help="the run folder")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code of the model of such a run")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     given = parse_arguments(parser, arguments)
     folder = Path(given.run)
     saved = record.read_run(folder)

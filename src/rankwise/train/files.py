@@ -153,7 +153,8 @@ def read_parquet(path: Path, wanted: Wanted) -> pa.Table:
     try:
         table = refuse_duplicates(pa_parquet.read_table(path), path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as .parquet: {error}.") from None
+        said = " ".join(str(error).split()).rstrip(".")  # pyarrow's end in full stops and in new lines
+        raise DataError(f"{path}: cannot be read as .parquet: {said}.") from None
     for place, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # pandas' categories, which datasets does not know
             table = table.set_column(place, field.name, table.column(place).cast(field.type.value_type))
