@@ -60,7 +60,7 @@ OUTSIDE = {
     "plain": {"torch"},
     "places": {"torch"},
     "hook": {"torch"},
-    "report": {"jinja2", "yaml"},
+    "report": {"jinja2", "yaml", "plotly"},
     "merging": {"torch"},
     "surgery": {"torch"},
     "updates": {"torch"},
