@@ -256,8 +256,6 @@ def test_a_run_of_10_000_steps_opens_in_two_seconds(browser: Browser, tmp_path: 
     size = (tmp_path / "report.html").stat().st_size
     spent_for_all = f"all charts after {spent['ThreadTime']:.2f} s of its thread, {told}"
     print(f"first paint {first:.0f} ms; {spent_for_all}; {size:,} bytes")
-        f"first paint {first:.0f} ms; all charts after {spent['ThreadTime']:.2f} s of its thread, {told}; {size:,} bytes"
-    )
     assert first < 2000 and size < 6 * 2**20
     assert page.get_attribute("#rank-map-step", "max") == "10000"
     page.context.close()
