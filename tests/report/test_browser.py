@@ -243,7 +243,7 @@ def long_run(folder: Path, steps: int = 10_000, blocks: int = 12) -> Path:
 
 
 def test_a_run_of_10_000_steps_opens_in_two_seconds(browser: Browser, tmp_path: Path):
-    """Texts and tables are there before plotly.js is read, which takes a slow machine two seconds; the charts follow."""
+    """Texts and tables are there before plotly.js is read, two seconds on a slow machine; the charts follow."""
     assert main(["report", str(long_run(tmp_path / "long")), "-o", str(tmp_path / "report.html")]) == 0
     page = browser.new_context(viewport=DESK).new_page()
     session = page.context.new_cdp_session(page)
