@@ -12,6 +12,7 @@ import pytest
 from rankwise.cli import COMMANDS
 
 CONFIG = "model: m\nmethod: adalora\ndata: {train: rows.jsonl}\noutput: runs/x\n"
+SPEC = "base: {model: m}\ntasks: {rte: {data: {train: rows.jsonl}}}\nmethods: {lora: {}}\noutput: runs/x\n"
 ELSEWHERE = {"llama-cli", "llama-server", "vllm", "git", "cd"}  # not ours
 
 
@@ -21,7 +22,10 @@ class Reached(Exception):  # noqa: N818
 
 def check(line: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail for an option, a make target, an extra or a file that does not exist."""
-    tool, *arguments = shlex.split(line, comments=True)
+    words = shlex.split(line, comments=True)
+    while re.match(r"[A-Z_]+=", words[0]):  # a variable of the environment
+        words.pop(0)
+    tool, *arguments = words
     tool = Path(tool).name
     if tool == "rankwise":
         check_rankwise(arguments, monkeypatch)
@@ -52,7 +56,7 @@ def check_rankwise(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Non
             monkeypatch.setattr(module, parser, reaching(vars(module)[parser]))
     for word in rest:
         if word.endswith(".yaml") and not word.startswith("-"):
-            Path(word).write_text(CONFIG, encoding="utf-8")
+            Path(word).write_text(SPEC if name == "compare" else CONFIG, encoding="utf-8")
     if "--help" in rest:
         assert module.run(rest) == 0
         return
