@@ -19,7 +19,7 @@ from rankwise.methods import METHODS
 from rankwise.train.config import RunConfig, TrainingConfig
 
 RUN_FIELDS = {f.name: f for f in fields(RunConfig) if f.name not in ("method", "output")}
-OF_TASK = ("metric", "higher_is_better")
+OF_TASK = ("metric", "higher_is_better", "methods")
 OF_METHOD = ("training", "learning_rates", "counted")
 OPEN = ("base", "tasks", "methods", "search")  # --tasks.rte.data.train PATH reaches into these
 
@@ -166,9 +166,9 @@ def contenders_of(spec: Spec) -> list[Contender]:
 
 
 def _contender(spec: Spec, task: str, label: str) -> Contender:
-    of_task, of_method = spec.tasks[task], spec.methods[label]
-    where = f"tasks.{task}." if task in spec.tasks else ""
-    _check_fields(of_task, {**RUN_FIELDS, **dict.fromkeys(OF_TASK)}, where)
+    of_task = spec.tasks[task]
+    _check_fields(of_task, {**RUN_FIELDS, **dict.fromkeys(OF_TASK)}, f"tasks.{task}.")
+    of_method = _of_method(spec, task, label)
     training = of_method.get("training", {})
     _check_fields(training, {f.name: f for f in fields(TrainingConfig)}, f"methods.{label}.training.")
     method = {key: value for key, value in of_method.items() if key not in OF_METHOD}
@@ -196,6 +196,17 @@ def _contender(spec: Spec, task: str, label: str) -> Contender:
         metric=of_task.get("metric"),
         higher_is_better=of_task.get("higher_is_better"),
     )
+
+
+def _of_method(spec: Spec, task: str, label: str) -> dict[str, Any]:
+    """The settings of a method, with those that only this task has in their place."""
+    here = spec.tasks[task].get("methods", {})
+    where = f"tasks.{task}.methods."
+    _check_fields(here, spec.methods, where)
+    of_label = here.get(label, {})
+    if not isinstance(of_label, Mapping):
+        raise ConfigError(f"{where}{label}={of_label!r} is not possible; it takes a mapping of settings.")
+    return merged(spec.methods[label], of_label)
 
 
 def _counted(word: Any, label: str) -> Any:

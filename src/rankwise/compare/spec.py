@@ -66,7 +66,8 @@ class Spec:
     """Fields of a run's configuration that all runs share: model, data, training, generation, ... without method and
     output."""
     tasks: dict[str, dict[str, Any]]
-    """By name, what differs from `base`; and metric (None: the task's deciding one) with higher_is_better."""
+    """By name, what differs from `base`; metric (None: the task's deciding one) with higher_is_better; and methods: by
+    label, what differs from `methods` on this task alone."""
     methods: dict[str, dict[str, Any]]
     """By label: {name: adalora, settings}, and beside them training (fields that replace the base's), learning_rates
     and counted, in place of the comparison's."""
