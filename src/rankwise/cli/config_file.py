@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
     return parser
 
 
+_parser = cache(make_parser)  # making one takes as long as parsing with it, and a comparison reads dozens of configs
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parsed:
     """What a command line says."""
@@ -56,7 +60,7 @@ class Parsed:
 
 def parse(command: str, arguments: list[str]) -> Parsed:
     """Raises ConfigError for what is unknown or unreadable."""
-    parser = make_parser(command)
+    parser = _parser(command)
     try:
         parsed = parser.parse_args(_as_parser_reads(arguments))
         built = parser.instantiate(parsed)
