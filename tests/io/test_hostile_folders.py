@@ -208,7 +208,7 @@ def test_the_largest_adapter_stays_within_the_bounds(tmp_path: Path) -> None:
     """What is refused as absurd is far from what somebody trains."""
     from rankwise.io import description, folder, untrusted
 
-    layers = {f"model.layers.{i // 384}.mlp.experts.{i % 384}.down_proj": [7168, 2048] for i in range(2_700)}
+    layers = {f"model.layers.{i // 384}.mlp.experts.{i % 384}.down_proj": [7168, 2048] for i in range(2_000)}
     text = json.dumps({n: {"rank": 64, "shape": s} for n, s in layers.items()}, indent=1)
     assert len(text) < untrusted.MOST_JSON
     assert 64 * len(layers) < description.MOST_RANKS and text.count("{") + text.count("[") < untrusted.MOST_LISTS

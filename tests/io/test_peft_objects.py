@@ -142,6 +142,6 @@ def test_gaussian_is_drawn_as_peft_draws_it() -> None:
 
 
 def test_peft_is_not_imported_for_it() -> None:
-    """rankwise works where PEFT is not installed."""
-    code = "import sys, rankwise, rankwise.cli.convert; assert 'peft' not in sys.modules, 'peft'"
+    """rankwise works where PEFT is not installed. Where it is, transformers imports it for itself."""
+    code = "import sys; sys.modules['peft'] = None; import rankwise, rankwise.cli.convert, rankwise.cli.inspect"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=tiny.HANGS)

@@ -30,7 +30,7 @@ from rankwise.part import Part
 
 DESCRIPTION, ADAPTER, STATE = FILES = ("rankwise.json", "adapter.safetensors", "state.safetensors")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MOST_TENSORS = 16_384  # in one file: AdaLoRA on 2,700 layers; to list so many takes half a second
+MOST_TENSORS = 12_288  # in one file: AdaLoRA on 2,000 layers; to list so many takes half a second
 MOST_HEADER = 12 * 2**20  # bytes
 
 

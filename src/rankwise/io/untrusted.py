@@ -1,7 +1,7 @@
 """Reads files that anyone may have made: ordinary files of a bounded size, parsed strictly, nothing of them run.
 
 Everything that is refused is a FolderError that names the file. The bounds keep a hostile file below 2 seconds and
-200 MB; an adapter of 2,700 layers stays within them.
+200 MB; an adapter of 2,000 layers stays within them.
 """
 
 import json
