@@ -25,12 +25,12 @@ fix: .venv/.ready
 	$(BIN)/ruff check --fix .
 
 test: .venv/.ready
-	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(RUN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not slow"
 
 # The tests of the report's page need a browser beside it: apt-get install chromium.
 test-all: .venv/.ready test-quantized
 	$(BIN)/pip install -q -c constraints.txt -e '.[compare,docs]' playwright
-	$(RUN)/python -m pytest -n 2 --dist worksteal
+	$(RUN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 # Beside .venv and not in it: transformers imports torchao and bitsandbytes wherever it finds them, in every process.
 test-quantized: .venv/.ready

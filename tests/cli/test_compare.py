@@ -205,6 +205,7 @@ def test_the_time_may_be_up(model: Model, tmp_path: Path, capsys: Any) -> None:
     assert "not run yet: 2 of 2" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_fails_is_told_and_the_others_go_on(model: Model, tmp_path: Path, capsys: Any) -> None:
     spec, out = content(model("bert"), tmp_path), tmp_path / "out"
     spec["tasks"] = {"strange": {"metric": "bleu"}, "topics": {}}
