@@ -9,7 +9,7 @@ from synthetic import entry, finals, spec
 
 from rankwise.compare.folder import open_folder, read_runs, runs_file
 from rankwise.errors import ConfigError, FolderError
-from rankwise.train.record import read_mapping
+from rankwise.io.untrusted_yaml import read_mapping
 
 LINES = list(finals(entry("sst2", "lora", None), 0.8, 0.9).values())
 
@@ -89,7 +89,7 @@ def test_additions_are_taken(change: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     open_folder(folder, spec().as_dict())
     open_folder(folder, spec(**change).as_dict())
-    assert read_mapping(folder / "spec.yaml") == spec(**change).as_dict()
+    assert read_mapping(folder / "spec.yaml", folder) == spec(**change).as_dict()
 
 
 def test_what_is_left_out_for_once_is_not_forgotten(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ import yaml
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import replaced_file, write_json
 from rankwise.io.untrusted import parse_json
-from rankwise.io.untrusted_yaml import MOST_YAML
-from rankwise.train.record import ENVIRONMENT, environment, finite, read_mapping
+from rankwise.io.untrusted_yaml import MOST_YAML, read_mapping
+from rankwise.train.record import ENVIRONMENT, environment, finite
 
 SPEC, RUNS_FILE, RESULT, TABLES, LOG = "spec.yaml", "runs.jsonl", "comparison.json", "comparison.md", "log.txt"
 NEEDED = ("cell", "purpose", "task", "method", "budget", "seed", "learning_rate", "score")
@@ -31,7 +31,7 @@ def open_folder(folder: Path, spec: Mapping[str, Any]) -> None:
     """
     path = folder / SPEC
     if path.exists():
-        saved = read_mapping(path)
+        saved = read_mapping(path, path.parent)
         check_same(path, saved, spec)
         spec = {**spec, **{name: {**saved[name], **spec[name]} for name in ("tasks", "methods")}}
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -49,7 +49,7 @@ def check_folder(folder: Path, spec: Mapping[str, Any]) -> None:
     """Raise FolderError if the folder holds no comparison, ConfigError if it holds another."""
     if not (folder / SPEC).is_file():
         raise FolderError(f"output={str(folder)!r} holds no comparison yet; there is nothing to report.")
-    check_same(folder / SPEC, read_mapping(folder / SPEC), spec)
+    check_same(folder / SPEC, read_mapping(folder / SPEC, folder), spec)
 
 
 def check_same(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -4,9 +4,13 @@ Apart from untrusted.py, for the library reads no YAML: only the command line do
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from rankwise.errors import FolderError
+from rankwise.io.untrusted import brief, read_text
 
 MOST_YAML = 48 * 2**10  # bytes; the parser reads a few ten thousand values a second
 MOST_YAML_VALUES = 50_000  # with every alias written out
@@ -43,6 +47,17 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError("it is nested too deeply, or holds itself") from error
     finally:
         loader.dispose()
+
+
+def read_mapping(path: Path, folder: Path, most: int = MOST_YAML) -> dict[str, Any]:
+    """The mapping in a YAML file of at most `most` bytes, in a folder that rankwise wrote. Raises FolderError."""
+    try:
+        data = parse_yaml(read_text(path, most, folder))
+    except (yaml.YAMLError, ValueError) as error:
+        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
+    if not isinstance(data, dict):
+        raise FolderError(f"{path} must hold a mapping of fields, not {brief(data)}.")
+    return data
 
 
 def _written_out(node: Any, known: dict[int, int]) -> int:

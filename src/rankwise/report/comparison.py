@@ -7,6 +7,7 @@ from typing import Any
 
 from rankwise.errors import FolderError
 from rankwise.io.untrusted import MOST_JSON, brief, read_json
+from rankwise.io.untrusted_yaml import read_mapping
 from rankwise.report.reading import (
     COUNT,
     INTERVAL,
@@ -19,7 +20,6 @@ from rankwise.report.reading import (
     json_lines,
     list_of,
     optional,
-    yaml_mapping,
 )
 from rankwise.report.run import Run, is_run, read_run
 
@@ -106,7 +106,7 @@ def read_comparison(folder: Path) -> Comparison:
     return Comparison(
         name=folder.resolve().name,
         folder=folder,
-        spec=yaml_mapping(folder / SPEC, folder, MOST_JSON) if (folder / SPEC).exists() else {},
+        spec=read_mapping(folder / SPEC, folder, MOST_JSON) if (folder / SPEC).exists() else {},
         environment=read_json(folder / ENVIRONMENT, folder) if (folder / ENVIRONMENT).exists() else {},
         cells=cells,
         failed=[f"{name}: {cell['error']}" for name, cell in ended.items() if cell["error"] is not None],

@@ -6,11 +6,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from rankwise.errors import FolderError
-from rankwise.io.untrusted import brief, check_ordinary, parse_json, read_text
-from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
+from rankwise.io.untrusted import brief, check_ordinary, parse_json
 
 MOST_LINE = 16 * 2**20  # bytes; a line is an allocation with the masks of all layers
 MOST_LINES = 2_000_000
@@ -74,14 +71,6 @@ def checked(data: Any, kinds: Mapping[str, Kind], where: str) -> dict[str, Any]:
         if not fits(values[name]):
             raise FolderError(f"{where}: {name} is {brief(values[name])}, not {words}.")
     return data | values
-
-
-def yaml_mapping(path: Path, folder: Path, most: int = MOST_YAML) -> dict[str, Any]:
-    """The mapping in a YAML file of at most `most` bytes."""
-    try:
-        return checked(parse_yaml(read_text(path, most, folder)), {}, str(path))
-    except (yaml.YAMLError, ValueError) as error:
-        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
 
 
 def opened(path: Path) -> IO[bytes]:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rankwise.errors import FolderError
+from rankwise.io.run_files import CONFIG as CONFIG
+from rankwise.io.run_files import ENVIRONMENT as ENVIRONMENT
+from rankwise.io.run_files import HISTORY as HISTORY
+from rankwise.io.run_files import METRICS as METRICS
+from rankwise.io.run_files import RESULTS as RESULTS
 from rankwise.io.untrusted import brief, read_json
+from rankwise.io.untrusted_yaml import read_mapping
 from rankwise.report.reading import (
     COUNT,
     COUNTS,
@@ -18,18 +24,9 @@ from rankwise.report.reading import (
     Kind,
     checked,
     json_lines,
-    yaml_mapping,
 )
 from rankwise.report.reading import optional as maybe
 
-# docs/files.md says what they hold
-CONFIG, ENVIRONMENT, HISTORY, METRICS, RESULTS = (
-    "config.yaml",
-    "environment.json",
-    "history.jsonl",
-    "metrics.jsonl",
-    "results.json",
-)
 DESCRIPTION = "rankwise.json"
 
 EVENTS: dict[str, dict[str, Kind]] = {
@@ -105,7 +102,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
-        config=yaml_mapping(folder / CONFIG, folder),
+        config=read_mapping(folder / CONFIG, folder),
         environment=_json(folder, ENVIRONMENT) or {},
         results=_results(folder),
         events=list(_events(folder)),

@@ -19,18 +19,16 @@ from rankwise.errors import ConfigError, FolderError
 from rankwise.io.atomic import replaced_file, write_json
 from rankwise.io.description import fits, method_as_dict
 from rankwise.io.folder import DESCRIPTION
+from rankwise.io.run_files import CONFIG as CONFIG
+from rankwise.io.run_files import ENVIRONMENT as ENVIRONMENT
+from rankwise.io.run_files import HISTORY as HISTORY
+from rankwise.io.run_files import METRICS as METRICS
+from rankwise.io.run_files import RESULTS as RESULTS
 from rankwise.io.sources import is_peft
-from rankwise.io.untrusted import brief, read_json, read_text
-from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
+from rankwise.io.untrusted import brief, read_json
+from rankwise.io.untrusted_yaml import MOST_YAML, read_mapping
 from rankwise.train.config import RunConfig
 
-CONFIG, ENVIRONMENT, HISTORY, METRICS, RESULTS = (
-    "config.yaml",
-    "environment.json",
-    "history.jsonl",
-    "metrics.jsonl",
-    "results.json",
-)
 ADAPTER, CHECKPOINTS, TENSORBOARD = "adapter", "checkpoints", "tensorboard"
 
 
@@ -133,18 +131,7 @@ def adapter_in(folder: Path) -> Path | None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The mapping in a run's configuration file. Raises FolderError."""
-    return read_mapping(folder / CONFIG)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of a folder that rankwise wrote. Raises FolderError."""
-    try:
-        config = parse_yaml(read_text(path, MOST_YAML, path.parent))
-    except (yaml.YAMLError, ValueError) as error:
-        raise FolderError(f"{path} is not YAML as rankwise writes it: {' '.join(str(error).split())}.") from error
-    if not isinstance(config, dict):
-        raise FolderError(f"{path} must hold a mapping of fields, not {brief(config)}.")
-    return config
+    return read_mapping(folder / CONFIG, folder)
 
 
 def read_results(folder: Path) -> dict[str, Any]:

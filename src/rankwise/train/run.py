@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from rich.console import Console
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from rankwise import base_layers
 from rankwise.distributed import is_first, together
@@ -73,12 +75,8 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         before_texts = generate(job, trainer, prompts)
     start_count = job.adaptation.count()
     began = time.monotonic()
-    with together():
-        if is_first():
-            recover_all(folder / record.CHECKPOINTS, "checkpoint-")
-    checkpoints = complete_checkpoints(folder / record.CHECKPOINTS)
     try:
-        output = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        output = _trained(trainer, folder / record.CHECKPOINTS)
     finally:
         progress.close()
     seconds = time.monotonic() - began
@@ -109,6 +107,16 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         if is_first():
             write_json(folder / record.RESULTS, record.finite(vars(result)))
     return result
+
+
+def _trained(trainer: Trainer, folder: Path) -> TrainOutput:
+    """Train, from the last complete checkpoint in the folder if there is one."""
+    with together():
+        if is_first():
+            recover_all(folder, "checkpoint-")
+    checkpoints = complete_checkpoints(folder)
+    output: TrainOutput = trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    return output
 
 
 def _join_processes() -> None:
