@@ -166,6 +166,7 @@ OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--method.rank=abc"], ["method.rank=abc is not possible; method.rank takes a whole number."]),
     (["--method.rnak", "4"], ["'method.rnak'", "Did you mean 'rank'?"]),
     (["--method", "loar"], ["unknown method 'loar'", "Did you mean 'lora'?"]),
+    (["--method", "adalora/magnitde"], ["known are ['adalora/magnitude', ", "Did you mean 'adalora/magnitude'?"]),
     (["--method=lora", "--method.target_rank=2"], ["'method.target_rank'", "known here are ['rank'"]),
     (["--learning_rate=1"], ["unknown option --learning_rate", "Did you mean '--training.learning_rate'?"]),
     (["--training.learning_rat=1"], ["unknown option --training.learning_rat", "'--training.learning_rate'"]),

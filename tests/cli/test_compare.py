@@ -108,10 +108,15 @@ def check_run(out: Path, line: dict[str, Any]) -> None:
 
 
 def start(folder: Path, spec: dict[str, Any], *options: str) -> subprocess.Popen[bytes]:
-    """In a process of its own, and a group of its own."""
+    """In a process of its own, which ctrl-C interrupts even where the tests run in the background of a shell."""
     file = tiny.write_config(folder / "spec.yaml", spec)
     command = [sys.executable, "-W", "ignore", "-m", "rankwise", "compare", file, *options]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(what: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
@@ -149,7 +154,7 @@ def test_a_killed_comparison_goes_on_and_ends_like_one_that_was_not(model: Model
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=tiny.HANGS)
     assert not alive
     finished = runs(out) if (out / "runs.jsonl").exists() else []
     assert len(finished) < 4
@@ -166,7 +171,7 @@ def test_ctrl_c_leaves_a_partial_table(model: Model, tmp_path: Path) -> None:
     process = start(tmp_path, spec)
     wait_for(lambda: has_checkpoint(out), process)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=tiny.HANGS) == 1
     found = tiny.strict_json(out / "comparison.json")
     assert len(found["not_run"]) == 2
     assert "not run" in (out / "comparison.md").read_text(encoding="utf-8")
@@ -180,7 +185,7 @@ def test_a_run_that_is_killed_fails_alone_and_is_resumed_by_the_next_call(model:
     cells = [p for p in psutil.Process(process.pid).children(recursive=True) if not p.children() and is_cell(p)]
     assert len(cells) == 1
     cells[0].kill()
-    assert process.wait(timeout=120) == 1
+    assert process.wait(timeout=tiny.HANGS) == 1
     lost = [line for line in runs(out) if "error" in line]
     assert len(lost) == 1 and "killed by SIGKILL" in lost[0]["error"]
     assert compare(tmp_path, spec) == 0

@@ -76,6 +76,7 @@ def training(model: Model, topics: str, tmp_path: Path) -> Iterator[tuple[Path, 
         process.wait()
 
 
+@pytest.mark.slow
 def test_beside_a_training_process(training: tuple[Path, "subprocess.Popen[bytes]"]) -> None:
     """Watching begins while nothing is logged, shows steps, ranks and time left as they come, and ends with the run."""
     run, process = training

@@ -113,6 +113,7 @@ def test_loading_by_id(tmp_path: Path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("adapters")
 def test_without_a_connection_the_error_says_so(tmp_path: Path):
     run(
@@ -126,6 +127,7 @@ def test_without_a_connection_the_error_says_so(tmp_path: Path):
     )
 
 
+@pytest.mark.slow
 def test_pushing(adapters: dict[str, rw.Adaptation], tmp_path: Path):
     """What is pushed is what `save` writes and a card, without the path that the base had here."""
     with running() as hub:

@@ -141,6 +141,7 @@ def test_gaussian_is_drawn_as_peft_draws_it() -> None:
     assert adaptation.method.init == "normal" and adaptation.method.init_std == 1 / 5  # N(0, (1/r)²)
 
 
+@pytest.mark.slow
 def test_peft_is_not_imported_for_it() -> None:
     """rankwise works where PEFT is not installed. Where it is, transformers imports it for itself."""
     code = "import sys; sys.modules['peft'] = None; import rankwise, rankwise.cli.convert, rankwise.cli.inspect"

@@ -6,6 +6,7 @@ import pytest
 
 import rankwise as rw
 from contract.models import ENCODER
+from rankwise.cli.config_file import config_from_dict, parse
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,6 +32,18 @@ def test_presets_mean_what_the_papers_mean():
     frozen = rw.adapt(ENCODER.build(), rw.preset("aflora/frozen-projections", also_train=[]))
     vectors = {t for a in frozen.adapters.values() for t in ("A", "B") if a.trains(t)}
     assert not vectors
+
+
+@pytest.mark.parametrize("name", rw.PRESETS)
+def test_presets_have_their_names_in_a_file_and_on_the_command_line(name: str):
+    """Written out, so that no run depends on what a preset will mean later."""
+    needed = {"model": "m", "output": "o", "data": {"train": "t"}}
+    expected = rw.preset(name, rank=4, **({"target_rank": 2} if name.startswith("adalora") else {}))
+    settings = {"rank": 4} | ({"target_rank": 2} if name.startswith("adalora") else {})
+    assert config_from_dict({**needed, "method": {"name": name, **settings}}).method == expected
+    options = [f"--method.{key}={value}" for key, value in settings.items()]
+    given = ["--model=m", "--output=o", "--data.train=t", f"--method={name}", *options]
+    assert parse("train", given).config.method == expected
 
 
 def test_presets_are_documented():

@@ -16,6 +16,7 @@ from rankwise.adapter import Method
 from rankwise.planning.planner import parse_bytes
 from rankwise.planning.trace import _Ledger
 from rankwise.planning.weightless import loss_of
+from sampled import some
 
 BERT = BertConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=50, num_labels=3
@@ -152,7 +153,7 @@ def test_a_model_without_text_has_no_activations_planned():
     assert "activations not counted" in str(plan)
 
 
-@pytest.mark.parametrize("method", [rw.LoRA(), rw.AdaLoRA(rank=8, target_rank=6)], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", some([rw.LoRA(), rw.AdaLoRA(rank=8, target_rank=6)]), ids=lambda m: m.name)
 def test_the_largest_rank_is_the_last_that_fits(method: Method):
     settings = {"batch_size": 2, "sequence_length": 8, "total_steps": STEPS}
     rank = 17

@@ -13,6 +13,7 @@ from reference.adalora import AdaLoRATwin, Triplets
 from reference.aflora import AFLoRATwin
 from reference.pruned_lora import PrunedLoRATwin
 from reference.sora import soft_threshold, threshold
+from sampled import some
 from toy import loss_of, mlp, stream
 
 STEPS = 160
@@ -56,7 +57,7 @@ def masks(adaptation: rw.Adaptation) -> list[list[bool]]:
 # ------------------------------------------------------------------ pruned LoRA, and budgets in parameters
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", some([0, 1]))
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
@@ -194,7 +195,7 @@ def by_name(layers: list[str], triplets: list[Any]) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", some([0, 1, 2]))
 def test_budget_then_freezing_is_both_twins(seed: int):
     adaptation = rw.adapt(
         mlp(seed, layers=5),

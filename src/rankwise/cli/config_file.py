@@ -15,7 +15,8 @@ from rankwise.cli import arguments as command_line
 from rankwise.cli.explain import explained
 from rankwise.errors import ConfigError, nearest
 from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
-from rankwise.methods import METHODS
+from rankwise.methods import METHODS, PRESETS
+from rankwise.methods.presets import without_preset
 from rankwise.train.config import RunConfig
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # field docstrings are the help texts
@@ -27,8 +28,9 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
         command,
         usage=f"rankwise {command} CONFIG.yaml{'|MODEL' if command == 'plan' else ''} [--FIELD VALUE ...]",
         description="Fields of CONFIG.yaml, each of which can be given on the command line too. "
-        f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}; on the command line "
-        "--method NAME and --method.SETTING VALUE; a method named there replaces the file's, settings and all.",
+        f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}, or of a preset, such "
+        "as adalora/magnitude; on the command line --method NAME and --method.SETTING VALUE; a method named there "
+        "replaces the file's, settings and all.",
         print_config=None,
     )
     parser.add_argument(
@@ -120,9 +122,7 @@ def _value(option: str, value: str, method_replaced: bool) -> str:
         return json.dumps({k: v for k, v in content.items() if k != "method" or not method_replaced})
     if value.lstrip().startswith("{"):
         return json.dumps(_method_class(yaml.safe_load(value)))
-    if value not in METHODS:
-        raise ConfigError(f"unknown method {value!r}; known are {sorted(METHODS)}.{nearest(value, METHODS)}")
-    return _class_path(value)
+    return _class_path(value) if value in METHODS else json.dumps(_method_class(value))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -173,13 +173,18 @@ def _method_class(method: Any) -> dict[str, Any]:
         method = {"name": method}
     if not isinstance(method, Mapping) or "name" not in method:
         raise ConfigError(f"method={method!r} must be a mapping with a name, such as {{name: adalora, rank: 12}}.")
+    method = without_preset(method)
     settings = {key: value for key, value in method.items() if key != "name"}
     if method["name"] not in METHODS:
-        raise ConfigError(
-            f"unknown method {method['name']!r}; known are {sorted(METHODS)}.{nearest(str(method['name']), METHODS)}"
-        )
+        raise ConfigError(unknown_method(method["name"]))
     check_keys(settings, METHODS[method["name"]], "method.")
     return {"class_path": _class_path(method["name"]), "init_args": settings}
+
+
+def unknown_method(name: Any) -> str:
+    """What is said of a name that is neither a method's nor, with its slash, a preset's."""
+    known = PRESETS if "/" in str(name) else METHODS
+    return f"unknown method {name!r}; known are {sorted(known)}.{nearest(str(name), [*METHODS, *PRESETS])}"
 
 
 def _class_path(name: str) -> str:

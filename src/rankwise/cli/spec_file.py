@@ -15,7 +15,8 @@ from rankwise.cli.explain import explained
 from rankwise.compare.entries import Contender
 from rankwise.compare.spec import Spec, check_rates
 from rankwise.errors import ConfigError, nearest
-from rankwise.methods import METHODS
+from rankwise.methods import METHODS, PRESETS
+from rankwise.methods.presets import without_preset
 from rankwise.train.config import RunConfig, TrainingConfig
 
 RUN_FIELDS = {f.name: f for f in fields(RunConfig) if f.name not in ("method", "output")}
@@ -172,11 +173,11 @@ def _contender(spec: Spec, task: str, label: str) -> Contender:
     training = of_method.get("training", {})
     _check_fields(training, {f.name: f for f in fields(TrainingConfig)}, f"methods.{label}.training.")
     method = {key: value for key, value in of_method.items() if key not in OF_METHOD}
-    method = method if "name" in method else {"name": label, **method}
+    method = without_preset(method if "name" in method else {"name": label, **method})
     if method["name"] not in METHODS:
         raise ConfigError(
             f"methods.{label}: {method['name']!r} is no method; known are {sorted(METHODS)}. Say `name:`."
-            + nearest(str(method["name"]), METHODS)
+            + nearest(str(method["name"]), [*METHODS, *PRESETS])
         )
     run = merged(spec.base, {key: value for key, value in of_task.items() if key not in OF_TASK})
     run = merged(run, {"training": training})

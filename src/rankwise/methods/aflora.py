@@ -17,7 +17,7 @@ from torch import nn
 
 from rankwise.adapter import LowRank
 from rankwise.allocation.importance import Signal
-from rankwise.allocation.schedule import Epochs, Phases, Span, parse_span, steps_of
+from rankwise.allocation.schedule import Phases, Span, parse_span, steps_of
 from rankwise.base_layers import device_of, sizes
 from rankwise.errors import ConfigError
 from rankwise.low_rank_op import Factors
@@ -100,7 +100,7 @@ class AFLoRA(LowRankMethod):
     @classmethod
     def paper(cls, **settings: Any) -> "AFLoRA":
         """The paper's own schedule: one epoch of warmup, the last 70 % frozen. Leaves no room below 4 epochs."""
-        return cls(**{"warmup": Epochs(1), "cooldown": 0.7, **settings})
+        return cls(**{"warmup": "1 epoch", "cooldown": 0.7, **settings})
 
     @property
     def decides_while_training(self) -> bool:

@@ -1,9 +1,9 @@
 """Settings with a name: the ablations of the AdaLoRA and AFLoRA papers, and the papers' own schedules. A table."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rankwise.adapter import Method
-from rankwise.allocation.schedule import Epochs
 from rankwise.errors import ConfigError, nearest
 from rankwise.methods.adalora import AdaLoRA
 from rankwise.methods.aflora import AFLoRA
@@ -21,7 +21,7 @@ PRESETS: dict[str, tuple[type[Method], dict[str, Any]]] = {
     "adalora/sensitivity": (AdaLoRA, {"score": "raw_sensitivity"}),  # s = I
     "adalora/smoothed-sensitivity": (AdaLoRA, {"score": "sensitivity"}),  # s = Ī, as old published code had it
     "adalora/magnitude": (AdaLoRA, {"score": "magnitude"}),  # S = |λ|
-    "aflora/paper": (AFLoRA, {"warmup": Epochs(1), "cooldown": 0.7}),
+    "aflora/paper": (AFLoRA, {"warmup": "1 epoch", "cooldown": 0.7}),
     "aflora/frozen-projections": (AFLoRA, {"scope": "none"}),
     "aflora/trainable-projections": (AFLoRA, _NEVER),
     "aflora/adaptive-projections": (AFLoRA, {}),
@@ -40,3 +40,12 @@ def preset(name: str, **settings: Any) -> Method:
         raise ConfigError(f"unknown preset {name!r}; known are {sorted(PRESETS)}.{nearest(name, PRESETS)}")
     cls, known = PRESETS[name]
     return cls(**{**known, **settings})
+
+
+def without_preset(method: Mapping[str, Any]) -> dict[str, Any]:
+    """{"name": ..., settings}, with the method and all settings in place of a preset's name. Another name stays."""
+    name = method["name"]
+    if not isinstance(name, str) or name not in PRESETS:
+        return dict(method)
+    cls, known = PRESETS[name]
+    return {**known, **method, "name": cls.name}
