@@ -13,13 +13,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import rankwise as rw
 import toy
 from rankwise.adapter import LowRank, Method
+from sampled import some
 
 STEPS = 24
 SHORT: dict[str, Any] = {"warmup": 2, "cooldown": 6, "every": 2}
 ADALORA = rw.AdaLoRA(rank=4, target_rank=2, **SHORT)
 AFLORA = rw.AFLoRA(rank=3, scope="all", **SHORT)
 METHODS = [rw.LoRA(rank=3), ADALORA, AFLORA, rw.VeRA(rank=40)]
-by_name = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
+by_name = pytest.mark.parametrize("method", some(METHODS, kept=(1, 2)), ids=lambda m: m.name)
 
 
 class Counting:
@@ -182,6 +183,7 @@ def test_each_moment_of_freezing_compiles_once(backend: Counting):
     assert len(adaptation.frozen()) == 6
 
 
+@pytest.mark.slow
 def test_evaluations_between_do_not_reach_the_limit(backend: Counting):
     """Each moment makes a graph for training and one for evaluation, and torch keeps 8 unasked."""
     adaptation, compiled = compiled_toy(rw.AFLoRA(**(vars(AFLORA) | {"freeze_batches": 5})), backend, layers=4)
@@ -212,6 +214,7 @@ def test_compaction_compiles_once(backend: Counting):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch asks for it itself
+@pytest.mark.slow
 def test_layers_compiled_on_their_own_share_a_larger_room(backend: Counting):
     """Here one function is compiled anew for each layer and each state of it."""
     model = toy.mlp(layers=6)
@@ -253,6 +256,7 @@ def test_who_is_told_refuses_when_attached():
         attach(rw.adapt(toy.mlp(layers=8), MANY), compiled=True)
 
 
+@pytest.mark.slow
 def test_an_unseen_wrapper_is_refused_at_the_first_step(backend: Counting):
     adaptation, compiled = compiled_toy(MANY, backend, layers=8)
     before = [p.detach().clone() for p in adaptation.parameters()]
@@ -262,6 +266,7 @@ def test_an_unseen_wrapper_is_refused_at_the_first_step(backend: Counting):
     assert torch._dynamo.config.recompile_limit == 8
 
 
+@pytest.mark.slow
 def test_few_projections_cannot_freeze_often(backend: Counting):
     adaptation = rw.adapt(toy.mlp(layers=3), MANY)  # 6 projections, each moment freezes one at least
     train(adaptation, torch.compile(adaptation.model, backend=backend), compiled=True)
@@ -298,6 +303,7 @@ def compiling_trainer(method: Method, folder: Any) -> tuple[rw.Adaptation, Train
     )
 
 
+@pytest.mark.slow
 def test_a_trainer_that_compiles_is_seen_when_it_attaches(tmp_path: Any, backend: Counting):
     _, trainer = compiling_trainer(rw.AFLoRA(scope="all", warmup=1, cooldown=1, every=1), tmp_path)
     with pytest.raises(rw.ScheduleError, match="freeze_batches=6 or fewer"):

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from contract.runs import (
 from rankwise.adapter import FusedBlocks, LowRank, Method, is_adapted
 from rankwise.methods import METHODS
 from rankwise.places import STACKS
+from sampled import some
 
 each_method = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda row: row.name)
@@ -32,15 +34,22 @@ each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=l
 # every method on the encoder, and two methods (a gate, and a gate with an output vector) on every architecture
 PAIRS = [(ENCODER, row) for row in ROWS]
 PAIRS += [(a, BY_NAME[m]) for a in ARCHITECTURES if a is not ENCODER for m in ("adalora", "aflora-all")]
-each_pair = pytest.mark.parametrize(("architecture", "row"), PAIRS, ids=lambda part: part.name)
+
+
+def often(pairs: list[tuple[Architecture, Any]]) -> list[Any]:
+    """Those of the encoder, and of weights that are fused, transposed, shared by groups or in two stacks."""
+    return some(pairs, [i for i, (a, _) in enumerate(pairs) if a is ENCODER or a.name in ("gpt2", "llama-gqa", "bart")])
+
+
+each_pair = pytest.mark.parametrize(("architecture", "row"), often(PAIRS), ids=lambda part: part.name)
 
 # the methods that are not low-rank: all on the encoder, and those that reach into blocks wherever those are known
 KNOWN = [a for a in ARCHITECTURES if a is not ENCODER and a.build().config.model_type in STACKS]
 BASELINE_PAIRS = [(ENCODER, row) for row in BASELINES] + [
     (a, row) for a in KNOWN for row in BASELINES if row.everywhere
 ]
-every_pair = pytest.mark.parametrize(("architecture", "row"), PAIRS + BASELINE_PAIRS, ids=lambda part: part.name)
-each_baseline_pair = pytest.mark.parametrize(("architecture", "row"), BASELINE_PAIRS, ids=lambda part: part.name)
+every_pair = pytest.mark.parametrize(("architecture", "row"), often(PAIRS + BASELINE_PAIRS), ids=lambda part: part.name)
+each_baseline_pair = pytest.mark.parametrize(("architecture", "row"), often(BASELINE_PAIRS), ids=lambda part: part.name)
 every_method = pytest.mark.parametrize("row", [*ROWS, *BASELINES], ids=lambda row: row.name)
 
 
