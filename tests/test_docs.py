@@ -177,6 +177,13 @@ def test_tables_list_every_setting_with_its_default(page: str, head: str, settin
     assert {name: read_default(default) for name, default in told.items()} == known, f"{page} and the code differ"
 
 
+def test_the_table_of_learning_rates_is_the_code_s() -> None:
+    table = (ROOT / "docs/train.md").read_text(encoding="utf-8").partition("| method | rate |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    told = {name: float(rate) for names, rate in rows for name in re.findall(r"`([a-z-]+)`", names)}
+    assert told == {name: method.learning_rate for name, method in rw.METHODS.items()}
+
+
 def default_of(field: "Field[Any]") -> Any:
     if field.default_factory is not MISSING:
         return field.default_factory()

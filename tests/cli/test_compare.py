@@ -17,6 +17,7 @@ import yaml
 
 import tiny
 from rankwise.cli import main
+from rankwise.cli.spec_file import parse
 
 Model = Callable[[str], Path]
 CLOCKED = ("seconds", "peak_memory", "resumed")
@@ -317,6 +318,16 @@ def test_print_config_says_all_and_makes_the_same_comparison(model: Model, tmp_p
     assert compare(tmp_path, whole, "--print_config") == 0
     assert capsys.readouterr().out == printed
     assert json.dumps(whole)
+
+
+def test_without_a_grid_the_rates_are_around_the_method_s_own(model: Model, tmp_path: Path) -> None:
+    spec = content(model("bert"), tmp_path) | {"methods": {"lora": {}, "adalora": tiny.SHORT, "full": {}}}
+    asked = parse([tiny.write_config(tmp_path / "spec.yaml", spec)])
+    assert {contender.method: contender.rates for contender in asked.contenders} == {
+        "lora": (0.0003, 0.001, 0.003),
+        "adalora": (0.0015, 0.005, 0.015),
+        "full": (1.5e-05, 5e-05, 0.00015),
+    }
 
 
 def test_model_stands_for_the_base_s(model: Model, tmp_path: Path, capsys: Any) -> None:

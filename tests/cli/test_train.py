@@ -297,6 +297,17 @@ def test_any_field_can_be_given_on_the_command_line(tmp_path: Path, capsys: pyte
     assert shown["task"] == "regression"
 
 
+@pytest.mark.parametrize("name", ["lora", "adalora", "full"])
+def test_without_a_rate_the_method_s_own_is_taken_and_written_out(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = tiny.config("m", "rows.jsonl", tmp_path, method={"name": name})
+    del content["training"]["learning_rate"]
+    file = tiny.write_config(tmp_path / "run.yaml", content)
+    assert main(["train", file, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["training"]["learning_rate"] == METHODS[name].learning_rate
+
+
 @pytest.mark.parametrize("options", [["--method", "lora"], ["--method=lora"], ["--method.name", "lora"]])
 def test_the_method_can_be_changed(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing of the file's method lingers: what is not given is the new method's default."""

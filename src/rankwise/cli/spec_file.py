@@ -186,6 +186,8 @@ def _contender(spec: Spec, task: str, label: str) -> Contender:
     except ConfigError as error:
         raise ConfigError(f"methods.{label} on {task}: {error}") from error
     rates = of_method.get("learning_rates", spec.search.learning_rates)
+    if rates is None:
+        rates = [float(f"{factor * config.method.learning_rate:.2g}") for factor in (0.3, 1, 3)]
     check_rates(rates if isinstance(rates, list) else [], f"methods.{label}.learning_rates")
     return Contender(
         task=task,

@@ -16,8 +16,9 @@ Size = str | int | dict[str, int]
 class SearchConfig:
     """How the learning rate of each task, method and budget is found, on a part of the training rows."""
 
-    learning_rates: list[float] = field(default_factory=lambda: [3e-4, 1e-3, 3e-3])
-    """The grid. A method may have its own; one rate is no search."""
+    learning_rates: list[float] | None = None
+    """The grid; one rate is no search. A method may have its own here. None: 0.3, 1 and 3 times the rate that a run
+    of the method takes by itself."""
     rows: int = 2000
     """At most so many training rows, drawn with `seed`, are searched on; the held-out ones are among them."""
     held_out: float = 0.2
@@ -26,7 +27,8 @@ class SearchConfig:
     """Of the drawn rows and of the runs."""
 
     def __post_init__(self) -> None:
-        check_rates(self.learning_rates, "search.learning_rates")
+        if self.learning_rates is not None:
+            check_rates(self.learning_rates, "search.learning_rates")
         if self.rows < 2:
             raise ConfigError(f"search.rows={self.rows}: some are trained on and some held out; 2 are the least.")
         if not 0 < self.held_out < 1:

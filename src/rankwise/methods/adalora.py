@@ -58,6 +58,7 @@ class AdaLoRA(TripletBudget):
     """Low-rank adaptation that moves a rank budget to the layers that matter."""
 
     name: ClassVar[str] = "adalora"
+    learning_rate: ClassVar[float] = 5e-3
 
     def controller(
         self, adapters: Mapping[str, LowRank], total_steps: int, steps_per_epoch: int | None

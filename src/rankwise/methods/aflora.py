@@ -61,6 +61,7 @@ class AFLoRA(LowRankMethod):
     """Low-rank adaptation that freezes each projection when it has stopped learning."""
 
     name: ClassVar[str] = "aflora"
+    learning_rate: ClassVar[float] = 1e-2
 
     rank: int = 4
     """Number of ranks of each update."""

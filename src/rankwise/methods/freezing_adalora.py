@@ -30,6 +30,7 @@ class FreezingAdaLoRA(TripletBudget):
     """AdaLoRA that freezes singular vectors when its budget is spent and they have stopped learning."""
 
     name: ClassVar[str] = "freezing-adalora"
+    learning_rate: ClassVar[float] = 5e-3
 
     freeze_cooldown: Span = 0.2
     """Steps at the end during which every P and Q is frozen; shorter than `cooldown`."""

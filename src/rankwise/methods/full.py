@@ -16,6 +16,7 @@ class FullFineTuning(TuningMethod):
     """Every parameter trains."""
 
     name: ClassVar[str] = "full"
+    learning_rate: ClassVar[float] = 5e-5
 
     def tuned(self, view: ModelView) -> dict[str, nn.Parameter]:
         packed = [name for name, module in view.linears().items() if is_packed(module)]

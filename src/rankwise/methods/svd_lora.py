@@ -61,6 +61,7 @@ class SVDLoRA(LowRankMethod):
     """Low-rank adaptation in the form of a singular value decomposition, with a fixed rank."""
 
     name: ClassVar[str] = "svd-lora"
+    learning_rate: ClassVar[float] = 5e-3
 
     alpha: float | None = None
     """The update is scaled by alpha/rank; None means alpha = rank."""

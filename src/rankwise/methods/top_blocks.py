@@ -18,6 +18,7 @@ class TopBlocks(TuningMethod):
     """The highest blocks train in full; of an encoder-decoder, those of the decoder."""
 
     name: ClassVar[str] = "top-blocks"
+    learning_rate: ClassVar[float] = 1e-4
 
     blocks: int = 2
     """How many of the blocks train, counted from the last one."""

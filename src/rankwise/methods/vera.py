@@ -79,6 +79,7 @@ class VeRA(LowRankMethod):
     """Vectors around one pair of frozen random projections that all layers share."""
 
     name: ClassVar[str] = "vera"
+    learning_rate: ClassVar[float] = 1e-2
     size_setting: ClassVar[str | None] = None  # b is as long as the layer is wide, whatever the rank
     bounded_rank: ClassVar[bool] = False  # a random projection may be wider than the layer
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rankwise.adapter import Method
@@ -22,8 +22,8 @@ def check_least(section: str, settings: Any, least: int, names: Iterable[str]) -
 class TrainingConfig:
     """How long, how fast, how precisely."""
 
-    learning_rate: float = 1e-3
-    """Peak learning rate of the adapters."""
+    learning_rate: float | None = None
+    """Peak learning rate of the adapters. None: the method's own."""
     head_learning_rate: float | None = None
     """Peak learning rate of what trains in full beside them. None: the same."""
     epochs: float = 3.0
@@ -147,3 +147,8 @@ class RunConfig:
     """Revision of a hub model."""
     trust_remote_code: bool = False
     """Run code that comes with the model. Off: such models are refused."""
+
+    def __post_init__(self) -> None:
+        if self.training.learning_rate is None:  # written out, so that a run is made again whatever a method's will be
+            training = replace(self.training, learning_rate=self.method.learning_rate)
+            object.__setattr__(self, "training", training)
