@@ -81,6 +81,8 @@ FORECAST = [
     rw.AFLoRA(rank=3, scope="all", **SCHEDULE),
     rw.AFLoRA(rank=3, scope="all", freeze_batches=2, **SCHEDULE),
     rw.AFLoRA(rank=3, scope="all", freeze_rule="elementwise_quantile", **SCHEDULE),
+    rw.FreezingAdaLoRA(rank=6, target_rank=3, freeze_cooldown=2, freeze_every=1, **SCHEDULE),
+    rw.FreezingAdaLoRA(rank=6, target_rank=3, freeze_cooldown=2, freeze_every=1, budget=5, **SCHEDULE),
 ]
 
 

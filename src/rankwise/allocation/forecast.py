@@ -37,3 +37,14 @@ class Units:
         least = self._sums[floor(count)]
         most = self.total - self._sums[len(self) - ceil(count)]
         return Forecast(step, least, count * self.total / len(self), most)
+
+
+def together(one: Forecast, other: Forecast, total: int) -> Forecast:
+    """What at least one of two choices has stopped of `total` parameters, if neither looks at what the other chose."""
+    both = one.expected * other.expected / total
+    return Forecast(
+        step=max(one.step, other.step),
+        least=max(one.least, other.least),
+        expected=one.expected + other.expected - both,
+        most=min(one.most + other.most, total),
+    )

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from rankwise.adapter import LowRank
+from rankwise.allocation.forecast import Forecast, together
 from rankwise.allocation.history import Event
 from rankwise.allocation.importance import Signal
 from rankwise.allocation.schedule import Phases, Span, parse_span, steps_of
@@ -90,6 +91,13 @@ class BudgetThenFreezing(Controller):
     @property
     def rebuilds(self) -> int:
         return self.freezing.rebuilds
+
+    def forecast(self) -> list[Forecast]:
+        """First ranks die, then projections freeze, dead ranks and all."""
+        dying = self.budget.forecast()
+        dead = dying[-1] if dying else Forecast(self.step, 0, 0, 0)
+        total = sum(p.numel() for p in self.budget.parameters())
+        return [*dying, *(together(dead, frozen, total) for frozen in self.freezing.forecast())]
 
     def observe(self, grad_scale: Tensor | None) -> None:
         self.freezing.observe(grad_scale)  # first: its score is of the task's gradient, without the penalty's
