@@ -2,9 +2,9 @@
 
     python benchmarks/papers/wikisql.py WikiSQL/data wikisql
 
-The first folder holds train.jsonl and dev.jsonl (or validation.jsonl), as github.com/salesforce/WikiSQL has them; beside
-them train.tables.jsonl and so on, which have the columns' names. Without tables a column is called by its number, and the
-prompt is the question alone.
+The first folder holds train.jsonl and dev.jsonl (or validation.jsonl), as github.com/salesforce/WikiSQL has them;
+beside them train.tables.jsonl and so on, which have the columns' names. Without tables a column is called by its
+number, and the prompt is the question alone.
 """
 
 import json

@@ -214,10 +214,10 @@ def test_the_time_may_be_up(model: Model, tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.slow
 def test_what_fails_is_told_and_the_others_go_on(model: Model, tmp_path: Path, capsys: Any) -> None:
     spec, out = content(model("bert"), tmp_path), tmp_path / "out"
-    spec["tasks"] = {"strange": {"metric": "bleu"}, "topics": {}}
+    spec["tasks"] = {"strange": {"init_from": str(tmp_path / "nothing")}, "topics": {}}
     spec |= {"methods": {"bitfit": {"learning_rates": [0.01]}}, "baseline": "bitfit"}
     assert compare(tmp_path, spec) == 1
-    assert "metric='bleu' is none of the scores of strange: ['loss', 'accuracy'" in capsys.readouterr().out
+    assert "strange/bitfit/lr0.01/seed0: failed: " in capsys.readouterr().out
     assert [("error" in line, line["task"]) for line in runs(out)] == [(True, "strange"), (False, "topics")]
     assert list(tiny.strict_json(out / "comparison.json")["failed"]) == ["strange/bitfit/lr0.01/seed0"]
     assert compare(tmp_path, spec) == 1
@@ -245,6 +245,8 @@ BAD: list[tuple[str, Any, list[str]]] = [
     ("base.method", "lora", ["unknown key 'base.method'"]),
     ("base.model", "./no/such/folder", ["./no/such/folder"]),
     ("tasks.topics.metrc", "f1", ["unknown key 'tasks.topics.metrc'", "Did you mean 'metric'?"]),
+    ("tasks.topics.metric", "acuracy", ["tasks.topics.metric='acuracy' is none of", "Did you mean 'accuracy'?"]),
+    ("tasks.topics.metric", "bleu", ["tasks.topics.metric='bleu' is none of the scores of its runs, which are ['acc"]),
     ("tasks", {}, ["tasks=[]: at least one"]),
     ("tasks", {"../up": {}}, ["'../up' cannot be"]),
     ("methods.lora.rnk", 4, ["methods.lora on topics: unknown key 'method.rnk'", "Did you mean 'rank'?"]),
@@ -265,7 +267,10 @@ BAD: list[tuple[str, Any, list[str]]] = [
     ("search", {"held_out": 2}, ["search.held_out=2"]),
     ("search", {"learning_rates": [0.0]}, ["search.learning_rates=[0.0]"]),
     ("published", [{"task": "topcs", "method": "a", "value": 1, "source": "b"}], ["Did you mean 'topics'?"]),
-    ("published", [{"task": "topics"}], ["method"]),
+    ("published", [{"task": "topics"}], ["published[0] has no method"]),
+    ("published", [{"task": "topics", "method": "a", "value": "1", "source": "b"}], ["published[0] has value='1'"]),
+    ("published", [{"task": "topics", "metod": "a"}], ["unknown key 'published[0].metod'", "Did you mean 'method'?"]),
+    ("published", "Hu et al.", ["published='Hu et al.' is not possible"]),
     ("counted", "later", ["one of ['end', 'average', 'start']"]),
     ("output", None, ["output is missing"]),
 ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from synthetic import entry, finals, record, searched
 
-from rankwise.compare.grid import Entry, chosen_rate, due, final, searches
+from rankwise.compare.grid import Entry, chosen_rate, due, final, searches, to_go
 
 OUT = Path("out")
 
@@ -79,3 +79,13 @@ def test_a_cell_is_an_ordinary_run() -> None:
     cell = final(entry("sst2", "lora", "0.3M"), 5, 2e-3, OUT)
     assert cell.config.output == "out/runs/sst2/lora/0.3M/lr0.002/seed5"
     assert (cell.config.training.seed, cell.config.training.learning_rate) == (5, 2e-3)
+
+
+def test_how_many_runs_are_to_go() -> None:
+    one, other = entry("sst2", "lora", None, 1e-3, 1e-2), entry("sst2", "bitfit", None)
+    assert to_go([one, other], [0, 1], {}) == 6
+    found = searched(one, 0.8, 0.9)
+    assert to_go([one, other], [0, 1], dict(list(found.items())[:1])) == 5
+    assert to_go([one, other], [0, 1], found) == 4
+    assert to_go([one, other], [0, 1], found | finals(other, 0.5)) == 3
+    assert to_go([one], [0], found | {"sst2/lora/lr0.01/seed0": {"error": "no memory"}}) == 1

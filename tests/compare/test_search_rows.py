@@ -48,6 +48,16 @@ def test_reported_rows_are_never_searched_on(make, tmp_path: Path) -> None:
     assert not (trained | deciding) & set(whole["validation"]["text"])
 
 
+def test_a_prompt_is_trained_on_or_decides_not_both(tmp_path: Path) -> None:
+    """E2E NLG has several texts for each prompt."""
+    told = [{"prompt": f"name[{n % 12}]", "completion": f"text {n}"} for n in range(96)]
+    data = DataConfig(train=tiny.write_rows(tmp_path / "told.jsonl", told), validation_fraction=0.25)
+    write_search_rows(data, SearchConfig(rows=50, held_out=0.3), tmp_path / "search")
+    rows = load_rows(search_data(data, tmp_path / "search"))
+    assert (len(rows["train"]), len(rows["validation"])) == (32, 16)  # of 48 rows, two prompts: 15 would be less
+    assert not set(rows["train"]["prompt"]) & set(rows["validation"]["prompt"])
+
+
 def test_they_are_written_once(tmp_path: Path) -> None:
     data = held_out(tmp_path)
     write_search_rows(data, SearchConfig(rows=20), tmp_path / "search")

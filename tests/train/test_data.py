@@ -130,6 +130,33 @@ def test_rows_are_drawn_over_the_whole_file(tmp_path: Path) -> None:
     assert set(drawn["train"]["label"]) == {"a", "b"}
 
 
+PUBS = ("The Eagle", "Zizzi", "The Vaults", "Alimentum")
+TOLD = [{"prompt": f"name[{PUBS[n % 4]}]", "completion": f"text {n}"} for n in range(24)]  # six texts of each
+
+
+def test_rows_of_one_prompt_are_not_held_out_in_part(tmp_path: Path) -> None:
+    path = write(tmp_path / "told.jsonl", TOLD)
+    for seed in range(4):
+        rows = load_rows(DataConfig(train=path, validation_fraction=0.3, seed=seed))
+        held = set(rows["validation"]["prompt"])
+        assert (len(held), len(rows["validation"])) == (2, 12)  # 7 rows are more than one prompt has
+        assert not held & set(rows["train"]["prompt"])
+
+
+def test_validation_rows_are_drawn_with_all_of_their_prompt(tmp_path: Path) -> None:
+    def drawn(most: int) -> list[str]:
+        return list(load_rows(config_of(tmp_path, TOLD, max_validation_rows=most))["validation"]["prompt"])
+
+    assert (len(set(drawn(13))), len(drawn(13))) == (2, 12)
+    assert (len(set(drawn(4))), len(drawn(4))) == (1, 4)
+
+
+def test_one_prompt_cannot_be_divided(tmp_path: Path) -> None:
+    path = write(tmp_path / "one.jsonl", [{**row, "prompt": "say it"} for row in TOLD])
+    with pytest.raises(DataError, match="2 rows, of 1 prompts whose rows stay together"):
+        load_rows(DataConfig(train=path))
+
+
 def test_an_unused_column_of_mixed_types_is_no_obstacle(tmp_path: Path) -> None:
     rows = [{**row, "note": value} for row, value in zip(WEATHER, (1, "two", [3], None), strict=True)]
     assert load_rows(config_of(tmp_path, rows))["train"].to_list() == WEATHER

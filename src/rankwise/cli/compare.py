@@ -14,8 +14,8 @@ from rankwise.cli.console import make_console
 from rankwise.cli.spec_file import Asked, full_help, parse
 from rankwise.compare.answer import answer, shown
 from rankwise.compare.entries import entries_of
-from rankwise.compare.folder import LOG, RESULT, TABLES, check_folder, open_folder, read_runs, runs_file
-from rankwise.compare.grid import Entry, Record
+from rankwise.compare.folder import LOG, RESULT, TABLES, RunsFile, check_folder, open_folder, read_runs, runs_file
+from rankwise.compare.grid import Cell, Entry, Record, to_go
 from rankwise.compare.on_ray import OnRay
 from rankwise.compare.processes import Executor, Processes
 from rankwise.compare.results import results, rows_of
@@ -40,7 +40,8 @@ def run(arguments: list[str]) -> int:
     folder = Path(asked.spec.output)
     if asked.report_only:
         check_folder(folder, asked.spec.as_dict())
-    entries = entries_of(asked.spec, asked.contenders)
+    with console.status("reading data, and finding the size of each method"):  # seen on a terminal only
+        entries = entries_of(asked.spec, asked.contenders)
     if asked.report_only:
         return report(asked.spec, entries, read_runs(folder), console)
     executor = _executor(asked, folder / LOG)
@@ -49,7 +50,8 @@ def run(arguments: list[str]) -> int:
     with runs_file(folder) as runs:
         deadline = None if asked.max_hours is None else time.monotonic() + 3600 * asked.max_hours
         try:
-            run_all(asked.spec, entries, runs, executor, partial(_tell, console), deadline)
+            begins = partial(_tell_begin, console, asked.spec, entries, runs)
+            run_all(asked.spec, entries, runs, executor, begins, partial(_tell, console), deadline)
         except KeyboardInterrupt:
             console.print("interrupted; the same command goes on from here")
         return report(asked.spec, entries, runs.records, console)
@@ -62,6 +64,12 @@ def _executor(asked: Asked, log: Path) -> Executor:
     if asked.executor == "ray":
         return OnRay(asked.workers, asked.cpus, asked.gpus)
     return Processes(asked.workers or 1, log)
+
+
+def _tell_begin(console: Console, spec: Spec, entries: Sequence[Entry], runs: RunsFile, cell: Cell) -> None:
+    """A line for a run that begins, which may take hours."""
+    left = to_go(entries, spec.seed_list, runs.records)
+    console.print(f"{cell.name} begins; {left} to go", style="dim", highlight=False, markup=False)
 
 
 def _tell(console: Console, record: Record) -> None:

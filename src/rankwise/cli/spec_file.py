@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal
 
 import jsonargparse
@@ -13,7 +14,7 @@ from rankwise.cli import arguments as command_line
 from rankwise.cli.config_file import check_keys, config_from_dict, read_yaml
 from rankwise.cli.explain import explained
 from rankwise.compare.entries import Contender
-from rankwise.compare.spec import Spec, check_rates
+from rankwise.compare.spec import Published, Spec, check_rates
 from rankwise.errors import ConfigError, nearest
 from rankwise.methods import METHODS, PRESETS
 from rankwise.methods.presets import without_preset
@@ -81,6 +82,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     """Raises ConfigError for what is unknown or unreadable."""
     content, rest = _read(arguments)
     check_keys(content, Spec, "")
+    published = _published(content.pop("published", []))
     parser = make_parser()
     try:
         parsed = parser.parse_args(["--config", json.dumps(content), *rest])
@@ -89,6 +91,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         raise ConfigError(explained(str(error), "compare", _options(parser), Spec)) from error
     given = {f.name: built[f.name] for f in fields(Spec)}
     given["base"] = _whole_base(given["base"])
+    given["published"] = [*published, *given["published"]]
     spec = Spec(**given)
     own = {f.name: parsed[f.name] for f in fields(Asked) if f.name in parsed}
     return Asked(spec=spec, contenders=contenders_of(spec), **own)
@@ -116,6 +119,24 @@ def _read(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         else:
             _put(content, ["base", "model"] if option == "--model" else path, value)
     return content, rest
+
+
+def _published(rows: Any) -> list[Published]:
+    """Read here, since a table of a paper has a hundred numbers, and jsonargparse takes 20 ms for each."""
+    known = {f.name: f for f in fields(Published)}
+    if not isinstance(rows, list):
+        raise ConfigError(f"published={rows!r} is not possible; it takes a list of mappings of {list(known)}.")
+    for place, row in enumerate(rows):
+        _check_fields(row, known, f"published[{place}].")
+        missing = [name for name, field in known.items() if not _has_default(field) and name not in row]
+        wrong = [name for name, value in row.items() if not isinstance(value, PUBLISHED_TYPES[known[name].type])]
+        if missing or wrong:
+            told = f"has no {missing[0]}" if missing else f"has {wrong[0]}={row[wrong[0]]!r}"
+            raise ConfigError(f"published[{place}] {told}; it needs a number as value, and text for the others.")
+    return [Published(**row) for row in rows]
+
+
+PUBLISHED_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), float: (int, float), str | None: (str, NoneType)}
 
 
 def _put(content: dict[str, Any], path: Sequence[str], value: str) -> None:

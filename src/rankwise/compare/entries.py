@@ -8,10 +8,11 @@ from rankwise.compare.grid import SEARCH, Entry
 from rankwise.compare.search_rows import search_data
 from rankwise.compare.sizing import Sized, Sizer, with_scale
 from rankwise.compare.spec import Counted, Size, Spec
-from rankwise.errors import RankwiseError
+from rankwise.errors import ConfigError, RankwiseError, nearest
 from rankwise.planning.weightless import model_of
 from rankwise.train.config import RunConfig
-from rankwise.train.outline import outline
+from rankwise.train.outline import Outline, outline
+from rankwise.train.scorers import score_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ def entries_of(spec: Spec, contenders: Sequence[Contender]) -> list[Entry]:
     for task in spec.tasks:
         of_task = [contender for contender in contenders if contender.task == task]
         known = outline(of_task[0].config)
+        _check_metric(of_task[0], known)
         bare, _ = model_of(known.model_config, known.task, None)
         budgets: Sequence[Size | None] = spec.budgets or [None]
         for budget in budgets:
@@ -50,6 +52,16 @@ def entries_of(spec: Spec, contenders: Sequence[Contender]) -> list[Entry]:
                 entry = _entry(spec, contender, sized)
                 entries.setdefault(entry.name, entry)
     return list(entries.values())
+
+
+def _check_metric(contender: Contender, known: Outline) -> None:
+    metric, classes = contender.metric, known.model_config.num_labels
+    possible = score_names(known.task, classes, contender.config.generation)
+    if metric is not None and metric not in possible:
+        raise ConfigError(
+            f"tasks.{contender.task}.metric={metric!r} is none of the scores of its runs, which are {possible}."
+            + nearest(metric, possible)
+        )
 
 
 def _entry(spec: Spec, contender: Contender, sized: Sized) -> Entry:

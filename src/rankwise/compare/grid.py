@@ -77,6 +77,17 @@ def due(entries: Sequence[Entry], seeds: Sequence[int], records: Mapping[str, Re
             yield from (cell for cell in cells if not is_done(records.get(cell.name)))
 
 
+def to_go(entries: Sequence[Entry], seeds: Sequence[int], records: Mapping[str, Record]) -> int:
+    """How many runs are missing, those of searches among them."""
+    found = 0
+    for entry in entries:
+        rate = chosen_rate(entry, records)
+        wanted = searches(entry, Path()) if rate is None else [final(entry, seed, rate, Path()) for seed in seeds]
+        found += sum(not is_done(records.get(cell.name)) for cell in wanted)
+        found += len(seeds) if rate is None else 0
+    return found
+
+
 def is_done(record: Record | None) -> bool:
     """A cell that failed is not."""
     return record is not None and "error" not in record

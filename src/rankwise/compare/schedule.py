@@ -18,6 +18,7 @@ def run_all(
     entries: Sequence[Entry],
     runs: RunsFile,
     executor: Executor,
+    begins: Callable[[Cell], None],
     told: Callable[[Record], None],
     deadline: float | None = None,
 ) -> None:
@@ -41,6 +42,7 @@ def run_all(
                 begun.add(cell.name)
                 refused = _prepare(cell)
                 if refused is None:
+                    begins(cell)
                     executor.begin(cell)
                     running += 1
                 else:

@@ -10,8 +10,10 @@ import datasets
 
 from rankwise.compare.spec import SearchConfig
 from rankwise.io.atomic import replaced_path
-from rankwise.train.data import draw, hold_out, load_rows
+from rankwise.train.columns import find_columns
+from rankwise.train.data import load_rows
 from rankwise.train.data_config import DataConfig
+from rankwise.train.drawing import draw, hold_out
 
 
 def search_data(data: DataConfig, folder: Path) -> DataConfig:
@@ -31,9 +33,11 @@ def write_search_rows(data: DataConfig, search: SearchConfig, folder: Path) -> N
     files = search_data(data, folder)
     if Path(files.train).is_file() and files.validation is not None and Path(files.validation).is_file():
         return
-    rows = draw(load_rows(data)["train"], search.rows, search.seed)
+    whole = load_rows(data)
+    prompt = find_columns(whole, data).prompt
+    rows = draw(whole["train"], search.rows, prompt, search.seed)
     part = replace(data, validation_fraction=search.held_out, seed=search.seed)
-    for name, split in zip(("train", "held_out"), hold_out(rows, part), strict=True):
+    for name, split in zip(("train", "held_out"), hold_out(rows, prompt, part), strict=True):
         _write(split, folder / f"{name}.parquet")
 
 

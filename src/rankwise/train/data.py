@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import datasets
-import numpy as np
 
 from rankwise.errors import DataError, nearest
 from rankwise.io.model_card import HUB_ID
 from rankwise.train.columns import check_columns, detect_columns, known_names
 from rankwise.train.data_config import DataConfig
+from rankwise.train.drawing import draw, hold_out
 from rankwise.train.files import READERS, Wanted, read_file
 
 VALIDATION_STEMS = ("validation", "valid", "val", "dev")
@@ -24,12 +24,12 @@ def load_rows(config: DataConfig) -> datasets.DatasetDict:
     columns = detect_columns(train.column_names, config, config.train)
     check_columns(train, columns, config.train)
     if validation is None:
-        train, validation = hold_out(train, config)
+        train, validation = hold_out(train, columns.prompt, config)
     else:
         check_columns(validation, columns, config.validation or f"{config.train} (validation)")
     return datasets.DatasetDict(
-        train=draw(train, config.max_train_rows, config.seed),
-        validation=draw(validation, config.max_validation_rows, config.seed),
+        train=draw(train, config.max_train_rows, None, config.seed),
+        validation=draw(validation, config.max_validation_rows, columns.prompt, config.seed),
     )
 
 
@@ -126,22 +126,3 @@ def own_validation(splits: datasets.DatasetDict, config: DataConfig) -> datasets
     if several:
         raise DataError(f"{config.train} has several validation splits {several}; choose one with `validation:`.")
     return None
-
-
-def hold_out(rows: datasets.Dataset, config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """(training, validation): a part of the rows drawn with the seed, both in the order of the file."""
-    held = round(len(rows) * config.validation_fraction)
-    if not 0 < held < len(rows):
-        raise DataError(
-            f"{config.train}: validation_fraction={config.validation_fraction} of {len(rows)} rows is {held} rows. "
-            "Give a `validation:` file, more rows, or another fraction."
-        )
-    order = np.random.default_rng(config.seed).permutation(len(rows))
-    return rows.select(np.sort(order[held:])), rows.select(np.sort(order[:held]))
-
-
-def draw(rows: datasets.Dataset, most: int | None, seed: int) -> datasets.Dataset:
-    """At most `most` rows, drawn with the seed: the first ones of a sorted file would all bear one label."""
-    if most is None or most >= len(rows):
-        return rows
-    return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:most]))

@@ -70,7 +70,7 @@ def metrics_for(
         return Metrics(primary="f1", higher_is_better=True, compute=compute)
     if task == "seq2seq" and tokenizer is not None:
         compute = partial(from_tokens, tokenizer=tokenizer, scorer=scorer, prompts=prompts)
-        return Metrics(primary=scorer.decides, higher_is_better=True, compute=compute)
+        return Metrics(primary=scorer.names[0], higher_is_better=True, compute=compute)
     if task == "causal-lm":
         return Metrics(primary="perplexity", higher_is_better=False, compute=None)
     raise ConfigError(f"no metrics for task {task!r} without its labels, tokenizer or spans.")

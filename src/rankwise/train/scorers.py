@@ -21,8 +21,8 @@ class Scorer:
     """Scores of texts, given the accepted texts of each."""
 
     scores: Callable[[Sequence[str], Sequence[Sequence[str]]], Scores]
-    decides: str
-    """The one of them that decides a seq2seq run."""
+    names: tuple[str, ...]
+    """Of the scores; the first decides a seq2seq run."""
     by_prompt: bool = False
     """Validation rows with the same prompt are references of one text."""
     can_score: Callable[[str], bool] | None = None
@@ -30,13 +30,26 @@ class Scorer:
 
 
 SCORERS = {
-    "text": Scorer(scores=text_scores, decides="rougeL"),
-    "nlg": Scorer(scores=nlg_scores, decides="bleu", by_prompt=True),
+    "text": Scorer(scores=text_scores, names=("rougeL", "rouge1", "rouge2", "bleu", "exact_match")),
+    "nlg": Scorer(scores=nlg_scores, names=("bleu", "nist", "meteor", "rougeL", "cider"), by_prompt=True),
     "number": Scorer(
-        scores=number_scores, decides="accuracy", can_score=lambda reference: final_number(reference) is not None
+        scores=number_scores, names=("accuracy",), can_score=lambda reference: final_number(reference) is not None
     ),
-    "query": Scorer(scores=query_scores, decides="accuracy"),
+    "query": Scorer(scores=query_scores, names=("accuracy",)),
 }
+
+
+def score_names(task: str, classes: int, settings: GenerationConfig) -> list[str]:
+    """Every score that a run of the task may have, so that a name can be checked before there is one."""
+    generated = SCORERS[settings.score].names
+    named = {
+        "classification": ("accuracy", "f1" if classes == 2 else "f1_macro", "matthews"),
+        "regression": ("pearson", "spearman", "mse"),
+        "span-qa": tuple(f"{part}{name}" for part in ("", "hasans_", "noans_") for name in ("f1", "exact_match")),
+        "causal-lm": ("perplexity", *(generated if settings.rows else ())),
+        "seq2seq": generated,
+    }
+    return [*named[task], "loss"]
 
 
 def scorer_for(settings: GenerationConfig, task: str, columns: Columns) -> Scorer:
