@@ -216,6 +216,7 @@ for script in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_examples_run(tmp_path: Path) -> None:
     """All in one process, for importing takes longer than any of them; in a folder with nothing else in it."""
     names = [Path(shutil.copy(script, tmp_path)).name for script in EXAMPLES]

@@ -34,6 +34,7 @@ def test_every_public_name_is_in_the_api() -> None:
     assert told - {"errors"} == set(rankwise.__all__) - errors
 
 
+@pytest.mark.slow
 def test_the_tables_of_scaling_are_those_of_the_script() -> None:
     """8B only: the others take the same path through the same formulas."""
     code = "import scaling as s; s.SIZES = {'8B': s.SIZES['8B']}; print(s.sent_table()); print(s.memory_table())"

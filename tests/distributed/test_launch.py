@@ -76,6 +76,7 @@ def run_in_two(folder: Path, **changes: Any) -> Path:
     return folder / "two"
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(folder: Path) -> None:
     run = run_in_two(folder, method=ADALORA)
     checkpoint = run / "checkpoints" / "checkpoint-20"

@@ -72,6 +72,7 @@ def test_blocks_that_differ_are_passed_one_by_one(method: Method):
         assert peak_of_pass(model, loss) == timeline(model, loss).peak
 
 
+@pytest.mark.slow
 def test_two_stacks_are_passed_whole():
     config = T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=9, num_heads=4, vocab_size=50, decoder_start_token_id=0)
     config.architectures = ["T5ForConditionalGeneration"]
