@@ -6,11 +6,20 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from rankwise.allocation.schedule import Epochs
 from rankwise.errors import nearest
 from rankwise.methods import METHODS
 
 UNRECOGNIZED, REQUIRED = "unrecognized arguments: ", "the following arguments are required: "
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+NO_VALUE = ": expected one argument"
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    Any: "anything",
+}
 
 
 def explained(message: str, command: str, options: Iterable[str], config: type | None = None) -> str:
@@ -22,6 +31,8 @@ def explained(message: str, command: str, options: Iterable[str], config: type |
         if config is None:
             return f"{names} is missing. `rankwise {command} --help` shows what it takes."
         return f"{names} is missing. Write it into the config file, or give --{names.split(', ')[0]}."
+    if NO_VALUE in message:
+        return f"{message.partition(NO_VALUE)[0].rpartition('argument ')[2]} needs a value."
     if config is not None:
         told = wrong_setting(message) or wrong_value(message, config)
         if told:
@@ -31,6 +42,8 @@ def explained(message: str, command: str, options: Iterable[str], config: type |
 
 def unknown_option(argument: str, command: str, options: list[str]) -> str:
     """The nearest option by its last part, which is what people remember; else what its group has."""
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}. `rankwise {command} --help` shows what it takes."
     option = argument.partition("=")[0]
     group, _, leaf = option.lstrip("-").rpartition(".")
     leaves = {o.rpartition(".")[2].lstrip("-"): o for o in options if o.startswith(f"--{group}.") or not group}
@@ -80,10 +93,17 @@ def in_words(hint: Any) -> str:
     """A type as a reader of a config file would call it."""
     if get_origin(hint) is Literal:
         return f"one of {list(get_args(hint))}"
+    if Epochs in get_args(hint):
+        return "steps (100), a fraction of the run (0.1) or epochs ('1 epoch')" + " or null" * (
+            NoneType in get_args(hint)
+        )
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(in_words(part) for part in get_args(hint))
     if get_origin(hint) is list:
-        return f"a list of {in_words(get_args(hint)[0])}"
+        item = in_words(get_args(hint)[0])
+        return (
+            f"a list of {item.removeprefix('a ')}s" if item in ("a number", "a whole number") else f"a list of {item}"
+        )
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
         key, value = get_args(hint)
         return f"a mapping from {in_words(key)} to {in_words(value)}"

@@ -13,6 +13,7 @@ from rich.text import Text
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.cli.growing import Growing
+from rankwise.cli.help_page import examples
 from rankwise.cli.rank_map import curve, model_map
 from rankwise.cli.standing import Standing
 from rankwise.errors import FolderError
@@ -30,9 +31,12 @@ def run(arguments: list[str]) -> int:
         "watch",
         description="Budget, ranks, loss and time left of a run that another process is training, until it ends. "
         "Ctrl-C stops watching; the training goes on.",
+        epilog=examples("rankwise watch runs/reviews", "rankwise watch runs/reviews --once"),
     )
-    parser.add_argument("run", type=str, help="the run folder: `output` of the configuration")
-    parser.add_argument("--once", action="store_true", help="print one picture and stop, as where there is no terminal")
+    parser.add_argument("run", type=str, help="the run folder: `output` of its configuration")
+    parser.add_argument(
+        "--once", action="store_true", help="print the state once and stop; the default where there is no terminal"
+    )
     given = parse_arguments(parser, arguments)
     watched = Watched(Path(given.run))
     console = make_console()
