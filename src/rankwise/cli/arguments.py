@@ -27,13 +27,18 @@ def parse_arguments(parser: jsonargparse.ArgumentParser, arguments: list[str]) -
         return parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
         command = parser.prog.removeprefix("rankwise ")
-        raise ConfigError(explained(str(error), command, options(parser))) from error
+        raise ConfigError(explained(str(error), command, options(parser), hints(parser))) from error
 
 
 def check_new(folder: Path) -> None:
     """Raise FolderError for a folder to write that holds something, or is a file."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FolderError(f"{folder} holds something already. Give another name, or remove it.")
+
+
+def hints(parser: jsonargparse.ArgumentParser) -> dict[str, Any]:
+    """The type of each argument, by its name."""
+    return {action.dest: vars(action).get("_typehint", action.type) for action in parser._actions}
 
 
 def options(parser: jsonargparse.ArgumentParser) -> list[str]:

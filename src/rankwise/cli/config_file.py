@@ -90,7 +90,9 @@ def parse(command: str, arguments: list[str]) -> Parsed:
         parsed = parser.parse_args(_as_parser_reads(arguments))
         built = parser.instantiate(parsed)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(explained(str(error), command, _options(parser), RunConfig)) from error
+        raise ConfigError(
+            explained(str(error), command, _options(parser), command_line.hints(parser), RunConfig)
+        ) from error
     config = RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
     own = {name: parsed[name] for name in ("resume", "device_memory") if name in parsed}
     return Parsed(config=config, print_config=parsed.print_config, **own)
@@ -121,7 +123,7 @@ def _as_parser_reads(arguments: list[str]) -> list[str]:
     read: list[str] = []
     takes: str | None = None
     for position, (option, equals, value) in enumerate(pairs):
-        if takes is not None or (position == 0 and not option):
+        if takes is not None or (position == 0 and not option and not value.startswith("-")):
             read += [takes or "--config", _value(takes or "--config", arguments[position], replaced)]
             takes = None
         elif option == "--config" or option in _METHOD:

@@ -116,5 +116,6 @@ def _parsed(option: str, text: str) -> Any:
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--{option} {text!r} is not YAML: {' '.join(str(error).split())}.") from error
+        said = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise ConfigError(f"--{option} {text!r} is not YAML ({said}).") from error
     return value

@@ -22,22 +22,24 @@ WORDS = {
 }
 
 
-def explained(message: str, command: str, options: Iterable[str], config: type | None = None) -> str:
-    """`options` are all option strings of the command, `config` is the dataclass that its config file describes."""
+def explained(
+    message: str, command: str, options: Iterable[str], hints: Mapping[str, Any], config: type | None = None
+) -> str:
+    """`options` are all option strings of the command and `hints` the types of its own; `config` is the dataclass that
+    its config file describes."""
     if UNRECOGNIZED in message:
         return unknown_option(message.partition(UNRECOGNIZED)[2].split()[0], command, list(options))
     if REQUIRED in message:
         names = message.partition(REQUIRED)[2].split("\n")[0]
+        verb, them = ("are", "them") if "," in names else ("is", "it")
         if config is None:
-            return f"{names} is missing. `rankwise {command} --help` shows what it takes."
-        return f"{names} is missing. Write it into the config file, or give --{names.split(', ')[0]}."
+            return f"{names} {verb} missing. `rankwise {command} --help` shows what it takes."
+        given = ", ".join(f"--{name}" for name in names.split(", "))
+        return f"{names} {verb} missing. Write {them} into the config file, or give {given}."
     if NO_VALUE in message:
         return f"{message.partition(NO_VALUE)[0].rpartition('argument ')[2]} needs a value."
-    if config is not None:
-        told = wrong_setting(message) or wrong_value(message, config)
-        if told:
-            return told
-    return " ".join(message.split())
+    told = wrong_setting(message) or wrong_value(message, config, hints)
+    return told or " ".join(message.split())
 
 
 def unknown_option(argument: str, command: str, options: list[str]) -> str:
@@ -65,14 +67,15 @@ def wrong_setting(message: str) -> str | None:
     return f"unknown key 'method.{setting[1]}'; known here are {known}.{nearest(setting[1], known)}"
 
 
-def wrong_value(message: str, config: type) -> str | None:
+def wrong_value(message: str, config: type | None, hints: Mapping[str, Any]) -> str | None:
     """A value of the wrong type."""
     path = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     value = re.search(r"(?:Given value|Got value): (.*)", message)
-    hint = hint_of(path, config, method_class(message))
-    if value is None or hint is None:
+    hint = None if config is None else hint_of(path, config, method_class(message))
+    words = in_words(hints.get(path)).removesuffix(" or null") if hint is None else in_words(hint)
+    if value is None or (hint is None and path not in hints):
         return None
-    return f"{path}={value[1]} is not possible; {path} takes {in_words(hint)}." + nearest(value[1], choices(hint))
+    return f"{path}={value[1]} is not possible; {path} takes {words}." + nearest(value[1], choices(hint or hints[path]))
 
 
 def method_class(message: str) -> Any:

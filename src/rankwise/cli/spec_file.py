@@ -98,7 +98,9 @@ def parse(arguments: Sequence[str]) -> Asked:
         parsed = parser.parse_args(["--config", json.dumps(content), *rest])
         built = parser.instantiate(parsed)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(explained(str(error), "compare", _options(parser), Spec)) from error
+        raise ConfigError(
+            explained(str(error), "compare", _options(parser), command_line.hints(parser), Spec)
+        ) from error
     given = {f.name: built[f.name] for f in fields(Spec)}
     given["base"] = _whole_base(given["base"])
     spec = Spec(**given)
