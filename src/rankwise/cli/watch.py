@@ -142,7 +142,7 @@ def _numbers(standing: Standing) -> Table:
         grid.add_row("loss", curve(standing.losses, CURVE), f"{standing.losses[-1]:.4f}")
     if standing.live:
         start = sum(standing.starting.values())
-        budget = "" if standing.budget is None else f"; the last budget was {standing.budget:,}"
+        budget = "" if standing.budget is None else f"; budget {standing.budget:,}"
         grid.add_row("live ranks", curve(standing.live, CURVE), f"{standing.live[-1]:,} of {start:,}{budget}")
     if standing.share is not None:
         grid.add_row("frozen", "", f"{standing.share:.0%} of the projections")
