@@ -4,6 +4,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from rankwise.adaptation import Adaptation
 from rankwise.adapting import load
 from rankwise.cli import base_model
@@ -19,7 +21,7 @@ from rankwise.io.rank_pattern import write_rank_pattern
 from rankwise.train.quiet import quiet_libraries
 
 
-def run(arguments: list[str]) -> int:
+def _parser() -> ArgumentParser:
     parser = make_parser(
         "export",
         description="Write a run or an adapter as a plain LoRA folder, which PEFT, transformers, vLLM, SGLang and "
@@ -73,7 +75,11 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--verify", action="store_true", help="then check the folder, as `rankwise verify OUT --against ADAPTER` does"
     )
-    given = parse_arguments(parser, arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    given = parse_arguments(_parser(), arguments)
     if given.out is None and (given.verify or given.gguf is not None or given.rank_pattern is None):
         raise ConfigError(
             "out is missing. Write `rankwise export ADAPTER OUT`; only --rank-pattern FILE alone goes without OUT."

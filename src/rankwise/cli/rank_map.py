@@ -41,9 +41,7 @@ def model_map(title: str, amounts: Mapping[str, int], most: Mapping[str, int], w
         there = [cell for cell in row if cell is not None]
         total, full = (sum(cell[i] for cell in there) for i in (0, 1))
         table.add_row(escape(names[module]), Text(drawn, style="cyan"), f"{total:,} of {full:,}")
-    return Group(
-        Text(f"{title}, of those at the start: {_key(blocks, room)}"), table, *_left_out(len(modules) - MOST_LINES)
-    )
+    return Group(Text(f"{title}: {_key(blocks, room)}"), table, *_left_out(len(modules) - MOST_LINES))
 
 
 def _character(cells: Sequence[tuple[int, int]]) -> str:
