@@ -123,7 +123,8 @@ def follow(watched: Watched, console: Console) -> None:
 def _progress(standing: Standing, finished: bool) -> RenderableType:
     total = standing.total_steps
     if total is None:
-        return Text(f"step {standing.step:,}" if standing.step else "nothing is logged yet")
+        nothing = "nothing is logged yet; the first lines come after training.log_every steps"
+        return Text(f"step {standing.step:,}" if standing.step else nothing)
     left = standing.seconds_left
     if finished:
         when = "done"
