@@ -49,6 +49,14 @@ class FolderError(RankwiseError, OSError):
     """An adapter or run folder cannot be read or written, or does not fit the model."""
 
 
+def not_installed(what: str, package: str, extra: str) -> str:
+    """The message for a package of an extra that is missing."""
+    return (
+        f"{what} needs the package {package}, which is not installed. "
+        f"`pip install 'rankwise[{extra}]'`, or '.[{extra}]' in a checkout, installs it."
+    )
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the known word nearest to `word`, or the empty string."""
     matches = get_close_matches(word, list(known), n=1)

@@ -49,13 +49,19 @@ def test_frozen_share_is_the_literal_one_and_only_grows(run: Phases):
     assert shares == sorted(shares) and shares[run.warmup] == 0 and shares[run.finish] == 1
 
 
-@given(st.integers(-2, 40), st.integers(0, 40), st.integers(0, 40))
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40))
 def test_a_run_without_room_is_refused(total: int, warmup: int, cooldown: int):
     if warmup + max(cooldown, 1) < total:
         assert 0 <= warmup < Phases(total, warmup, cooldown, 1).finish < total
     else:
         with pytest.raises(ScheduleError, match=f"warmup={warmup} .*cooldown={cooldown} .*total_steps={total} "):
             Phases(total, warmup, cooldown, 1)
+
+
+@pytest.mark.parametrize("total", [0, -2])
+def test_a_run_without_steps_is_refused(total: int):
+    with pytest.raises(ScheduleError, match=f"total_steps={total} is no run; give its number of optimizer steps"):
+        Phases(total, 0, 0, 1)
 
 
 def test_a_final_phase_has_a_step_even_without_a_cooldown():

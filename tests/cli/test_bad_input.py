@@ -75,7 +75,10 @@ METHOD: list[tuple[dict[str, Any], list[str]]] = [
     ({"rnak": 4}, ["unknown key 'method.rnak'", "'target_rank'", "Did you mean 'rank'?"]),
     ({"targets": 5}, ["method.targets=5 is not possible; method.targets takes text or a list of text."]),
     ({"rank_pattern": {"query": "x"}}, ["method.rank_pattern", "from text to a whole number"]),
-    ({"rank_pattern": {"qeury": 2}}, ["rank_pattern names 'qeury', which is none of the 13 adapted layers"]),
+    (
+        {"rank_pattern": {"qeury": 2}},
+        ["rank_pattern names 'qeury', which is none of the 13 adapted layers", "Did you mean 'query'?"],
+    ),
     (
         {"penalty": "mean"},
         ["method.penalty=mean", "one of ['mean_norm', 'sum_of_squares']", "Did you mean 'mean_norm'?"],
@@ -86,7 +89,7 @@ METHOD: list[tuple[dict[str, Any], list[str]]] = [
     ({"warmup": 1.5}, ["warmup=1.5 is a fraction of the run", "Write steps (100)"]),
     ({"warmup": "1 epch"}, ["warmup='1 epch' is no span", "'1 epoch'"]),
     ({"cooldown": -3}, ["cooldown=-3", "Write steps (100)"]),
-    ({"budget": 400}, ["budget=400 must be between 1 and the 39 ranks"]),
+    ({"budget": 400}, ["budget=400 must be between 1 and the 39 ranks", "Lower budget, or raise rank."]),
     ({"name": "adalor"}, ["unknown method 'adalor'", "known are ['adalora', ", "Did you mean 'adalora'?"]),
 ]
 
@@ -119,8 +122,8 @@ FIELDS: list[tuple[str, Any, list[str]]] = [
     ("training.steps", -1, ["training.steps=-1"]),
     ("training.steps", 0, ["training.steps=0"]),
     ("training.epochs", -1.0, ["training.epochs=-1.0"]),
-    ("training.batch_size", 0, ["training.batch_size=0", "from 1 on"]),
-    ("training.learning_rate", -0.1, ["training.learning_rate=-0.1", "from 0 on"]),
+    ("training.batch_size", 0, ["training.batch_size=0", "1 or more"]),
+    ("training.learning_rate", -0.1, ["training.learning_rate=-0.1", "0 or more"]),
     ("training.learning_rate", float("inf"), ["training.learning_rate"]),
     ("training.head_learning_rate", -1.0, ["training.head_learning_rate=-1.0"]),
     ("training.weight_decay", -1.0, ["training.weight_decay=-1.0"]),
@@ -137,9 +140,9 @@ FIELDS: list[tuple[str, Any, list[str]]] = [
     ("generation.rows", -1, ["generation.rows=-1"]),
     ("generation.max_new_tokens", 0, ["generation.max_new_tokens=0"]),
     ("generation.beams", 0, ["generation.beams=0"]),
-    ("data.max_length", -3, ["max_length=-3 is too small"]),
+    ("data.max_length", -3, ["data.max_length=-3 is not possible; it must be a number, 4 or more."]),
     ("data.max_length", 4096, ["max_length=4096 exceeds the 128 positions of this bert", "at most 128"]),
-    ("data.seed", -1, ["seed=-1"]),
+    ("data.seed", -1, ["data.seed=-1"]),
     ("task", "clasification", ["unknown task 'clasification'", "Did you mean 'classification'?"]),
     ("task", "seq2seq", ["a bert model has no head for task 'seq2seq'", "'classification'"]),
     ("task", "span-qa", ["needs a column for 'context'", "Name it with"]),
@@ -147,8 +150,8 @@ FIELDS: list[tuple[str, Any, list[str]]] = [
     ("model", "./no/such/folder", ["there is no folder no/such/folder", "Give a hub id or a folder"]),
     ("model", "nobody/nothing", ["model='nobody/nothing' cannot be loaded"]),
     ("init_from", "no/adapter", ["no/adapter is no rankwise adapter: it has no rankwise.json"]),
-    ("data.train", "no/rows.jsonl", ["no/rows.jsonl does not exist"]),
-    ("data.validation", "rows.csv", ["rows.csv does not exist"]),
+    ("data.train", "no/rows.jsonl", ["no/rows.jsonl does not exist, and neither does its folder"]),
+    ("data.validation", "rows.csv", ["rows.csv does not exist; its folder holds no data files."]),
 ]
 
 
@@ -173,9 +176,9 @@ OPTIONS: list[tuple[list[str], list[str]]] = [
     (["--training.lr=1"], ["unknown option --training.lr", "training has ['learning_rate'"]),
     (["--data.trian", "x"], ["Did you mean '--data.train'?"]),
     (["--bogus"], ["unknown option --bogus.", "`rankwise train --help` lists all"]),
-    (["--training.steps"], ["--training.steps", "expected one argument"]),
+    (["--training.steps"], ["--training.steps needs a value."]),
     (["--config", "no.yaml"], ["config file 'no.yaml' cannot be read: No such file"]),
-    (["another.yaml"], ["another.yaml"]),
+    (["another.yaml"], ["unexpected argument 'another.yaml'", "--help"]),
 ]
 
 
@@ -191,6 +194,15 @@ COMMANDS: list[tuple[list[str], list[str]]] = [
     (["evaluate"], ["rankwise evaluate: run is missing", "--help"]),
     (["evaluate", "no/run"], ["no/run is no finished run: it has no config.yaml"]),
     (["evaluate", "no/run", "--fast"], ["unknown option --fast"]),
+    (["export", "a", "b", "--rank", "abc"], ["rank=abc is not possible; rank takes a whole number."]),
+    (["export", "a", "b", "--layout", "portabel"], ["one of ['portable', 'compact']", "Did you mean 'portable'?"]),
+    (["verify", "a", "--engines", "vllm"], ["engines=vllm is not possible; engines takes a list of text."]),
+    (["compare", "--workers", "x"], ["workers=x is not possible; workers takes a whole number."]),
+    (["convert", "a"], ["out is missing", "--help"]),
+    (["convert"], ["source, out are missing"]),
+    (["train", "--resume"], ["model, method, data.train, output are missing", "give --model, --method, --data.train"]),
+    (["train", "-x"], ["unknown option -x"]),
+    (["report", "a", "-o"], ["-o/--output needs a value."]),
     (["inspect", "no/model"], ["'no/model' is neither a run, an adapter nor a model"]),
     (["demo", "--cusal"], ["unknown option --cusal", "Did you mean '--causal'?"]),
 ]
@@ -205,7 +217,18 @@ def test_a_package_that_is_not_installed(
     monkeypatch.setitem(cli.COMMANDS, "evaluate", ("needs_more", ""))
     assert main(["evaluate", "runs/x"]) == 2
     told = capsys.readouterr().err
-    assert "needs the package nowhere_to_be_found, which" in told and "pip install 'rankwise[train]'" in told
+    assert "evaluate needs the package nowhere_to_be_found, which is not installed" in told
+    assert "pip install 'rankwise[train]', or '.[train]' in a checkout" in told.replace("`", "")
+
+
+def test_control_c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(*given: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rankwise.cli.train.parse", stopped)
+    assert main(["train", "run.yaml"]) == 130
+    said = capsys.readouterr().err
+    assert said == "rankwise train: interrupted. The same command with --resume goes on from the last checkpoint.\n"
 
 
 @pytest.mark.parametrize(("arguments", "says"), COMMANDS, ids=lambda part: str(part)[:40])
@@ -219,8 +242,8 @@ CONFIG_FILES: list[tuple[bytes, list[str]]] = [
     (b"model: x\n  method: [\n", ["run.yaml', line 2: not YAML"]),
     (b'model: "x\noutput: y\n', ["run.yaml', line 3: not YAML"]),
     (b"model: x\nmodel\n", ["run.yaml', line 3: not YAML"]),
-    (b"", ["must hold a mapping of fields, not NoneType"]),
-    (b"- model\n", ["must hold a mapping of fields, not list"]),
+    (b"", ["must hold a mapping of fields, not nothing"]),
+    (b"- model\n", ["must hold a mapping of fields, not a list"]),
     (b"model: caf\xe9\n", ["run.yaml' cannot be read: it is not UTF-8 (byte 11)"]),
 ]
 

@@ -261,7 +261,7 @@ BAD: list[tuple[str, Any, list[str]]] = [
     ("budgets", ["3k", "3k"], ["one stands there twice"]),
     ("seeds", 0, ["seeds=0 must be a number of seeds"]),
     ("seeds", [1, 1], ["seeds=[1, 1]"]),
-    ("seeds", "three", ["seeds=three is not possible", "a whole number or a list of a whole number"]),
+    ("seeds", "three", ["seeds=three is not possible", "a whole number or a list of whole numbers"]),
     ("baseline", "lra", ["baseline='lra' is none of the methods", "Did you mean 'lora'?"]),
     ("search", {"rowz": 1}, ["unknown key 'search.rowz'", "Did you mean 'rows'?"]),
     ("search", {"held_out": 2}, ["search.held_out=2"]),
@@ -302,7 +302,7 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
     [
         (["--modle", "x"], "Did you mean '--model'?"),
         (["--base.traning.steps", "3"], "unknown key 'base.traning'"),
-        (["--workers", "0"], "workers=0"),
+        (["--workers", "0"], "--workers 0 is not possible; give 1 or more"),
         (["--executor", "slurm"], "executor"),
         (["--report_only"], "holds no comparison yet"),
         (["--base.model.name", "x"], "nothing inside to be set"),

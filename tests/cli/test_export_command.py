@@ -129,8 +129,8 @@ def test_axolotl_s_fields(adapter: Path) -> None:
 
 
 BAD = {
-    "nothing to write": (["ADAPTER"], "say where to write"),
-    "nothing to verify": (["ADAPTER", "--verify", "--rank-pattern", "OUT.json"], "say where to write"),
+    "nothing to write": (["ADAPTER"], "out is missing"),
+    "nothing to verify": (["ADAPTER", "--verify", "--rank-pattern", "OUT.json"], "out is missing"),
     "no adapter": (["BASE", "OUT"], "neither a run nor an adapter"),
     "another model": (["ADAPTER", "OUT", "--model", "OTHER"], "was made for another model"),
     "no model": (["ADAPTER", "OUT", "--model", "nowhere/at-all"], "'nowhere/at-all' is no model"),
@@ -160,4 +160,4 @@ def test_a_folder_without_a_base_needs_a_model(adapter: Path, capsys: pytest.Cap
     out = str(adapter.with_name("lora"))
     assert main(["export", str(adapter), out]) == 0
     assert main(["verify", out]) == 2
-    assert "names no base model; give it with --model" in capsys.readouterr().err
+    assert "does not say which model it was made for. Give it with --model" in capsys.readouterr().err

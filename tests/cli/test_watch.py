@@ -89,7 +89,7 @@ def test_beside_a_training_process(training: tuple[Path, "subprocess.Popen[bytes
     assert len(steps) >= 3 and steps[-1] == 60, steps
     assert re.search(r"about \d+ s left", shown) and "accuracy" in shown
     ranks = [event["live"] for event in tiny.lines(run / "history.jsonl") if event["event"] == "allocated"]
-    assert f"{ranks[-1]} of 39; the last budget was 26" in shown
+    assert f"{ranks[-1]} of 39; budget 26" in shown
     assert any(f"{live} of 39" in shown for live in ranks[:-1]), "the ranks were seen to fall"
     assert "finished: " in shown
 

@@ -72,5 +72,5 @@ def test_what_llama_cpp_would_misread_is_refused(tmp_path: Path) -> None:
 
 def test_without_gguf_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_adapter, "find_spec", lambda name: None)
-    with pytest.raises(rw.ConfigError, match="pip install gguf"):
+    with pytest.raises(rw.ConfigError, match=r"needs the package gguf, .*rankwise\[gguf\]"):
         convert(tmp_path, LLAMA.build().config, tmp_path / "lora.gguf")

@@ -98,7 +98,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(t
     rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.topic_rows())
     config = tiny.config("nowhere", rows, tmp_path / "run", training={"report_to": ["wandb"]})
     assert tiny.train(tmp_path, config) == 2
-    assert "report_to names wandb, which is not installed: pip install wandb" in capsys.readouterr().err
+    assert "report_to names wandb, which is not installed: `pip install wandb`." in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     config["training"]["report_to"] = ["tensorbord"]
     assert tiny.train(tmp_path, config) == 2

@@ -72,11 +72,13 @@ class Phases:
 
     def __post_init__(self) -> None:
         if self.every < 1:
-            raise ScheduleError(f"every={self.every}: decisions can be at most one step apart; write 1 or more.")
+            raise ScheduleError(f"every={self.every}: decisions are at least one step apart; write 1 or more.")
+        if self.total < 1:
+            raise ScheduleError(f"total_steps={self.total} is no run; give its number of optimizer steps, 1 or more.")
         if self.warmup + max(1, self.cooldown) >= self.total:
             raise ScheduleError(
                 f"warmup={self.warmup} + cooldown={self.cooldown} leave no step of total_steps={self.total} to decide "
-                f"anything in. Shorten them to fewer than {self.total} steps together, or train longer."
+                "anything in. Shorten them, so that together they are less than the run, or train longer."
             )
 
     @property

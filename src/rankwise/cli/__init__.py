@@ -6,27 +6,30 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from rankwise.errors import RankwiseError, nearest
+from rankwise.errors import RankwiseError, nearest, not_installed
 
 # name -> (module, what it does); a module is imported when its command is called
 COMMANDS = {
     "train": ("rankwise.cli.train", "train an adapter as a config file says, evaluate it and save it"),
-    "evaluate": ("rankwise.cli.evaluate", "compute the metrics of a finished run anew"),
-    "plan": ("rankwise.cli.plan", "say what a run will train and hold, before any weight is loaded"),
+    "evaluate": ("rankwise.cli.evaluate", "compute the metrics of a finished run again, from its files"),
+    "plan": ("rankwise.cli.plan", "say what a run will train and how much memory it takes, without loading the model"),
     "compare": ("rankwise.cli.compare", "compare methods at equal budget, over tasks and seeds, and say which to take"),
     "watch": ("rankwise.cli.watch", "show budget, ranks and loss of a run while another process trains it"),
     "inspect": ("rankwise.cli.inspect", "show ranks and frozen projections of a run, or the layers of a model"),
-    "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder for other engines"),
-    "verify": ("rankwise.cli.verify", "show what each engine makes of a LoRA folder"),
-    "convert": ("rankwise.cli.convert", "write an adapter, PEFT's or loralib's too, as another method's; exactly"),
-    "merge": ("rankwise.cli.merge", "write a plain model with the updates of an adapter in its weights, and prove it"),
+    "export": ("rankwise.cli.export", "write a run or an adapter as a plain LoRA folder, for PEFT, vLLM and others"),
+    "verify": ("rankwise.cli.verify", "check whether PEFT, vLLM, llama.cpp and others read a LoRA folder as meant"),
+    "convert": ("rankwise.cli.convert", "turn an adapter, PEFT's or loralib's too, into another method's, exactly"),
+    "merge": (
+        "rankwise.cli.merge",
+        "write a plain model with an adapter's updates in its weights, and measure the error",
+    ),
     "report": ("rankwise.cli.report", "write one HTML page of runs, or of a comparison"),
     "demo": ("rankwise.cli.demo", "run a small real job on a model and data that install with pip"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns its exit status: 0, 1 (it ran, and the answer is no), or 2 (it could not run)."""
+    """Run a command. Returns 0, 1 (it ran, and the answer is no), 2 (it could not run) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -44,11 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (missing.name or "rankwise").partition(".")[0]
         if package == "rankwise":
             raise
-        print(
-            f"rankwise {name}: needs the package {package}, which is not installed. "
-            "`pip install 'rankwise[train]'`, or '.[train]' in a checkout, installs what the commands need.",
-            file=sys.stderr,
-        )
+        print(f"rankwise: {not_installed(name, package, 'train')}", file=sys.stderr)
         return 2
     try:
         return run(rest)
@@ -59,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RankwiseError as error:
         print(f"rankwise {name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        goes_on = " The same command with --resume goes on from the last checkpoint." if name == "train" else ""
+        print(f"rankwise {name}: interrupted.{goes_on}", file=sys.stderr)
+        return 130  # as a shell reports Ctrl-C
     except SystemExit as stop:  # --help of a command
         return int(stop.code or 0)
 
@@ -66,4 +69,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     """The list of commands."""
     lines = [f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()]
-    return "\n".join(["usage: rankwise COMMAND [--help] ...", "", *lines])
+    ways = ["usage: rankwise COMMAND ...", "       rankwise COMMAND --help", "       rankwise --version"]
+    return "\n".join([*ways, "", *lines, "", "first steps: rankwise demo"])

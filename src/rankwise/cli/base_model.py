@@ -80,7 +80,10 @@ def adapter_and_base(what: str, model: str | None, *, trusts: bool) -> tuple[Pat
         return folder / record.ADAPTER, _of_run(folder, model, trusts)
     adapter = record.adapter_in(folder)
     if adapter is None:
-        raise FolderError(f"{what} is neither a run nor an adapter: it has no {DESCRIPTION} and no {CONFIG}.")
+        raise FolderError(
+            f"{what} is neither a run nor an adapter: it has no {DESCRIPTION} and no {CONFIG}. Give the `output` of a "
+            "run, an adapter folder, or an adapter's hub id (owner/name)."
+        )
     name = model or (peft_import.outline(adapter).base if is_peft(adapter) else read(adapter).base_model["name"])
     if not name:
         raise ConfigError(f"{what} does not say which model it was made for. Give it with --model.")

@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
 def _executor(asked: Asked, log: Path) -> Executor:
     for name in ("workers", "cpus"):
         if vars(asked)[name] is not None and vars(asked)[name] < 1:
-            raise ConfigError(f"{name}={vars(asked)[name]}: a run takes at least 1.")
+            raise ConfigError(f"--{name} {vars(asked)[name]} is not possible; give 1 or more.")
     if asked.executor == "ray":
         return OnRay(asked.workers, asked.cpus, asked.gpus)
     return Processes(asked.workers or 1, log)

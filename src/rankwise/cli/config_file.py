@@ -1,8 +1,7 @@
 """From a YAML file and the command line to a RunConfig, with the nearest name for whatever is unknown."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import yaml
 
 from rankwise.cli import arguments as command_line
 from rankwise.cli.explain import explained
+from rankwise.cli.help_page import examples, method_help
 from rankwise.errors import ConfigError, nearest
 from rankwise.io.untrusted_yaml import MOST_YAML, parse_yaml
 from rankwise.methods import METHODS, PRESETS
@@ -22,15 +22,36 @@ from rankwise.train.config import RunConfig
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)  # field docstrings are the help texts
 
 
+INTROS = {
+    "train": "Train an adapter, evaluate it and save it with everything about the run in the folder `output`.",
+    "plan": "Parameters, memory and schedule of the run that `rankwise train` would make; no weight is loaded.",
+}
+SHOWN = {
+    "train": (
+        "rankwise train run.yaml",
+        "rankwise train run.yaml --training.learning_rate 3e-4 --output runs/slower",
+        "rankwise train run.yaml --method lora --method.rank 8 --print_config",
+        "rankwise train run.yaml --resume",
+        "rankwise train --method adalora --help",
+    ),
+    "plan": (
+        "rankwise plan run.yaml --device_memory 24GB",
+        "rankwise plan sentence-transformers/all-MiniLM-L6-v2 --method adalora --training.steps 3000",
+    ),
+}
+
+
 def make_parser(command: str) -> jsonargparse.ArgumentParser:
     """The parser of a command that takes a run's configuration."""
     parser = command_line.make_parser(
         command,
         usage=f"rankwise {command} CONFIG.yaml{'|MODEL' if command == 'plan' else ''} [--FIELD VALUE ...]",
-        description="Fields of CONFIG.yaml, each of which can be given on the command line too. "
-        f"In the file a method is {{name: ..., settings}}, with name one of {', '.join(METHODS)}, or of a preset, such "
-        "as adalora/magnitude; on the command line --method NAME and --method.SETTING VALUE; a method named there "
-        "replaces the file's, settings and all.",
+        description=f"{INTROS[command]} Each field below stands in CONFIG.yaml (`training.steps` as `steps` under "
+        "`training`), or is given on the command line, which goes before the file. None is null in YAML. The method is "
+        "{name: adalora, rank: 12} in the file, `--method adalora --method.rank 12` on the command line; a method "
+        "named there replaces the file's, settings and all. NAME may be a preset's too, such as adalora/magnitude. "
+        "`--method NAME --help` shows the settings of one method.",
+        epilog=examples(*SHOWN[command]),
         print_config=None,
     )
     parser.add_argument(
@@ -38,7 +59,9 @@ def make_parser(command: str) -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
     if command == "plan":
-        parser.add_argument("--device_memory", type=str, help="does the run fit into that much, such as 24GB or 80GiB?")
+        parser.add_argument(
+            "--device_memory", type=str, help="also say whether the run fits into this much, such as 24GB or 80GiB"
+        )
     else:
         parser.add_argument(
             "--resume", action="store_true", help="continue the unfinished run in `output` from its last checkpoint"
@@ -67,7 +90,9 @@ def parse(command: str, arguments: list[str]) -> Parsed:
         parsed = parser.parse_args(_as_parser_reads(arguments))
         built = parser.instantiate(parsed)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(explained(str(error), command, _options(parser), RunConfig)) from error
+        raise ConfigError(
+            explained(str(error), command, _options(parser), command_line.hints(parser), RunConfig)
+        ) from error
     config = RunConfig(**{f.name: built[f.name] for f in fields(RunConfig)})
     own = {name: parsed[name] for name in ("resume", "device_memory") if name in parsed}
     return Parsed(config=config, print_config=parsed.print_config, **own)
@@ -98,7 +123,7 @@ def _as_parser_reads(arguments: list[str]) -> list[str]:
     read: list[str] = []
     takes: str | None = None
     for position, (option, equals, value) in enumerate(pairs):
-        if takes is not None or (position == 0 and not option):
+        if takes is not None or (position == 0 and not option and not value.startswith("-")):
             read += [takes or "--config", _value(takes or "--config", arguments[position], replaced)]
             takes = None
         elif option == "--config" or option in _METHOD:
@@ -142,8 +167,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"config file {str(path)!r}: not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"config file {str(path)!r} must hold a mapping of fields, not {type(data).__name__}.")
+        raise ConfigError(f"config file {str(path)!r} must hold a mapping of fields, not {_kind(data)}.")
     return data
+
+
+def _kind(data: Any) -> str:
+    return "nothing" if data is None else f"a {type(data).__name__}"
 
 
 def _parser_form(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,13 +225,7 @@ def _options(parser: jsonargparse.ArgumentParser) -> list[str]:
     return [*command_line.options(parser), *sorted(settings)]
 
 
-def full_help(command: str) -> str:
-    """What `--help` prints: every field, and every setting of every method."""
-    # by their names, not by the classes that jsonargparse lists
-    told = re.sub(r" {2}--method\.help .*\n(?: {20,}.*\n)+", "", make_parser(command).format_help())
-    parts = [re.sub(r"\(required, type: <class 'Method'>,\s+known subclasses:[^)]*\)", "(required)", told)]
-    for name, cls in METHODS.items():
-        parser = jsonargparse.ArgumentParser(add_help=False, usage=f"--method {name} [--method.SETTING VALUE ...]")
-        parser.add_class_arguments(cls, "method")
-        parts.append(parser.format_help().removeprefix("usage: "))
-    return "\n".join(parts)
+def full_help(command: str, arguments: Sequence[str]) -> str:
+    """What `--help` prints: every field, and every setting of every method; after --method NAME those of that one."""
+    named = [name for name in METHODS if name in arguments or f"--method={name}" in arguments]
+    return method_help(named) if named else "\n".join([make_parser(command).format_help(), method_help(list(METHODS))])

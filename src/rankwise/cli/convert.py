@@ -10,6 +10,7 @@ from torch import nn
 from rankwise.cli.arguments import check_new, make_parser, parse_arguments
 from rankwise.cli.base_model import Base, Needs, adapter_and_base, weightless
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.errors import ConfigError
 from rankwise.io.folder import check_fits, describe_base, write
 from rankwise.io.hub import located
@@ -24,26 +25,38 @@ from rankwise.train.quiet import quiet_libraries
 def run(arguments: list[str]) -> int:
     parser = make_parser(
         "convert",
-        description="Write an adapter as a native folder of another method, with the same update in every layer. Reads "
-        "a run, a native folder, a folder of PEFT's, or a checkpoint of loralib's. Only PEFT's VeRA needs its model.",
+        description="Write an adapter as a rankwise folder of another method, with the same update in every layer. "
+        "Reads a run, a rankwise or PEFT folder, or a checkpoint of loralib's. Only PEFT's VeRA needs its model.",
+        epilog=examples(
+            "rankwise convert from-peft native",
+            "rankwise convert runs/reviews plain --to lora",
+            "rankwise convert runs/reviews start --to '{name: adalora, target_rank: 4}'",
+            "rankwise convert gpt2-lora.pt start --to adalora --alpha 32 --blocks '{c_attn: [q, v]}'",
+        ),
     )
-    parser.add_argument("source", type=str, help="the run, the folder, or the checkpoint")
-    parser.add_argument("out", type=str, help="the folder to write, which must not hold anything yet")
+    parser.add_argument(
+        "source", type=str, help="a run folder, an adapter folder (PEFT's too), a hub id or a checkpoint of loralib's"
+    )
+    parser.add_argument("out", type=str, help="the folder to write, new or empty")
     parser.add_argument(
         "--to",
         type=str,
-        help="the method, by name (lora, adalora) or with settings: '{name: adalora, target_rank: 4}'; ranks that "
-        "are not given are those there are. Without it only the format changes",
+        help="the method, by name (lora, adalora) or with settings: '{name: adalora, target_rank: 4}'. Ranks stay as "
+        "they are unless given. None: only the format changes",
     )
-    parser.add_argument("--alpha", type=float, help="for loralib's checkpoints, which do not say it: lora_alpha")
-    parser.add_argument("--blocks", type=str, help="for their merged linears: '{c_attn: [q, v]}'")
-    parser.add_argument("--trained", type=str, help="for them: modules that trained in full, '[classifier]'")
+    parser.add_argument(
+        "--alpha", type=float, help="loralib only, required there: the lora_alpha that it was trained with"
+    )
+    parser.add_argument(
+        "--blocks", type=str, help="loralib only: the adapted blocks of its MergedLinear, '{c_attn: [q, v]}'"
+    )
+    parser.add_argument("--trained", type=str, help="loralib only: modules that trained in full, '[classifier]'")
     parser.add_argument(
         "--model",
         type=str | None,
         default=None,
-        help="the base model, hub id or folder: for PEFT's VeRA that names none, and to check and note it for others. "
-        "Its config is read, its weights are not",
+        help="hub id or folder of the base model, to check against and to name in the new folder; required for a VeRA "
+        "of PEFT's that names none. Its config is read, its weights are not",
     )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     given = parse_arguments(parser, arguments)
@@ -66,12 +79,16 @@ def _source(given: Any) -> Path | Loralib:
     path = Path(given.source)
     if path.is_file():
         if given.alpha is None:
-            raise ConfigError(f"{path} is a file, so a checkpoint of loralib's, which does not say its alpha: --alpha.")
+            raise ConfigError(
+                f"{path} is a file, so a checkpoint of loralib's, which does not say its alpha. Give it with --alpha."
+            )
         facts = {name: _parsed(name, vars(given)[name]) for name in ("blocks", "trained") if vars(given)[name]}
         return Loralib(path, alpha=given.alpha, **facts)
     for name in ("alpha", "blocks", "trained"):
         if vars(given)[name] is not None:
-            raise ConfigError(f"--{name} is for checkpoints of loralib's, and {path} is none; a folder says it itself.")
+            raise ConfigError(
+                f"--{name} is for checkpoints of loralib's, and {path} is none. Leave it out: a folder says it itself."
+            )
     path = located(given.source)
     return record.adapter_in(path) or path
 
@@ -99,5 +116,6 @@ def _parsed(option: str, text: str) -> Any:
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--{option} {text!r} is not YAML: {' '.join(str(error).split())}.") from error
+        said = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise ConfigError(f"--{option} {text!r} is not YAML ({said}).") from error
     return value

@@ -7,6 +7,7 @@ from pathlib import Path
 from rankwise import demo
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.cli.train import report
 from rankwise.train.quiet import quiet_libraries
 from rankwise.train.run import train
@@ -17,9 +18,12 @@ def run(arguments: list[str]) -> int:
         "demo",
         description="AdaLoRA on a real model and real data that pip installs: MiniLM learns the topics of BBC news; "
         "with --causal, SmolLM2-135M learns one-digit sums.",
+        epilog=examples("rankwise demo", "rankwise watch runs/demo    # in another terminal, while it trains"),
     )
-    parser.add_argument("--causal", action="store_true", help="the language model instead of the classifier")
-    parser.add_argument("--output", type=str, default="runs", help="where to put the demo's run folder")
+    parser.add_argument("--causal", action="store_true", help="train the language model instead of the classifier")
+    parser.add_argument(
+        "--output", type=str, default="runs", help="the folder for the run: runs/demo, then runs/demo-2, ..."
+    )
     options = parse_arguments(parser, arguments)
     quiet_libraries()
     name = "demo-causal" if options.causal else "demo"

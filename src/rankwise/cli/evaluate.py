@@ -7,6 +7,7 @@ from rich.table import Table
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.config_file import config_of_run
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.errors import FolderError
 from rankwise.train import record
 from rankwise.train.quiet import quiet_libraries
@@ -14,8 +15,13 @@ from rankwise.train.run import evaluate_run
 
 
 def run(arguments: list[str]) -> int:
-    parser = make_parser("evaluate", description="Compute the metrics of a finished run anew.")
-    parser.add_argument("run", type=str, help="the run folder")
+    parser = make_parser(
+        "evaluate",
+        description="Load the model and the adapter of a finished run and compute its metrics again. Exit status 0 if "
+        "the deciding one is exactly what the run reported, 1 if not.",
+        epilog=examples("rankwise evaluate runs/reviews"),
+    )
+    parser.add_argument("run", type=str, help="the run folder: `output` of its configuration")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     given = parse_arguments(parser, arguments)
     folder = Path(given.run)
@@ -31,7 +37,9 @@ def run(arguments: list[str]) -> int:
     console.print(table)
     primary = saved["results"]["primary"]
     if primary not in scores:
-        raise FolderError(f"{folder} reports {primary!r}, which its task has not; it has {list(scores)}.")
+        raise FolderError(
+            f"{folder} reports {primary!r}, which its task has not; it has {list(scores)}. Was results.json edited?"
+        )
     same = record.finite(scores[primary]) == before[primary]
     console.print(f"{primary} is {'exactly' if same else 'NOT'} what the run reported.")
     return 0 if same else 1

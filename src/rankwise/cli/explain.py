@@ -6,31 +6,46 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from rankwise.allocation.schedule import Epochs
 from rankwise.errors import nearest
 from rankwise.methods import METHODS
 
 UNRECOGNIZED, REQUIRED = "unrecognized arguments: ", "the following arguments are required: "
-WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
+NO_VALUE = ": expected one argument"
+WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    NoneType: "null",
+    Any: "anything",
+}
 
 
-def explained(message: str, command: str, options: Iterable[str], config: type | None = None) -> str:
-    """`options` are all option strings of the command, `config` is the dataclass that its config file describes."""
+def explained(
+    message: str, command: str, options: Iterable[str], hints: Mapping[str, Any], config: type | None = None
+) -> str:
+    """`options` are all option strings of the command and `hints` the types of its own; `config` is the dataclass that
+    its config file describes."""
     if UNRECOGNIZED in message:
         return unknown_option(message.partition(UNRECOGNIZED)[2].split()[0], command, list(options))
     if REQUIRED in message:
         names = message.partition(REQUIRED)[2].split("\n")[0]
+        verb, them = ("are", "them") if "," in names else ("is", "it")
         if config is None:
-            return f"{names} is missing. `rankwise {command} --help` shows what it takes."
-        return f"{names} is missing. Write it into the config file, or give --{names.split(', ')[0]}."
-    if config is not None:
-        told = wrong_setting(message) or wrong_value(message, config)
-        if told:
-            return told
-    return " ".join(message.split())
+            return f"{names} {verb} missing. `rankwise {command} --help` shows what it takes."
+        given = ", ".join(f"--{name}" for name in names.split(", "))
+        return f"{names} {verb} missing. Write {them} into the config file, or give {given}."
+    if NO_VALUE in message:
+        return f"{message.partition(NO_VALUE)[0].rpartition('argument ')[2]} needs a value."
+    told = wrong_setting(message) or wrong_value(message, config, hints)
+    return told or " ".join(message.split())
 
 
 def unknown_option(argument: str, command: str, options: list[str]) -> str:
     """The nearest option by its last part, which is what people remember; else what its group has."""
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}. `rankwise {command} --help` shows what it takes."
     option = argument.partition("=")[0]
     group, _, leaf = option.lstrip("-").rpartition(".")
     leaves = {o.rpartition(".")[2].lstrip("-"): o for o in options if o.startswith(f"--{group}.") or not group}
@@ -52,14 +67,15 @@ def wrong_setting(message: str) -> str | None:
     return f"unknown key 'method.{setting[1]}'; known here are {known}.{nearest(setting[1], known)}"
 
 
-def wrong_value(message: str, config: type) -> str | None:
+def wrong_value(message: str, config: type | None, hints: Mapping[str, Any]) -> str | None:
     """A value of the wrong type."""
     path = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     value = re.search(r"(?:Given value|Got value): (.*)", message)
-    hint = hint_of(path, config, method_class(message))
-    if value is None or hint is None:
+    hint = None if config is None else hint_of(path, config, method_class(message))
+    words = in_words(hints.get(path)).removesuffix(" or null") if hint is None else in_words(hint)
+    if value is None or (hint is None and path not in hints):
         return None
-    return f"{path}={value[1]} is not possible; {path} takes {in_words(hint)}." + nearest(value[1], choices(hint))
+    return f"{path}={value[1]} is not possible; {path} takes {words}." + nearest(value[1], choices(hint or hints[path]))
 
 
 def method_class(message: str) -> Any:
@@ -80,10 +96,17 @@ def in_words(hint: Any) -> str:
     """A type as a reader of a config file would call it."""
     if get_origin(hint) is Literal:
         return f"one of {list(get_args(hint))}"
+    if Epochs in get_args(hint):
+        return "steps (100), a fraction of the run (0.1) or epochs ('1 epoch')" + " or null" * (
+            NoneType in get_args(hint)
+        )
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(in_words(part) for part in get_args(hint))
     if get_origin(hint) is list:
-        return f"a list of {in_words(get_args(hint)[0])}"
+        item = in_words(get_args(hint)[0])
+        return (
+            f"a list of {item.removeprefix('a ')}s" if item in ("a number", "a whole number") else f"a list of {item}"
+        )
     if isinstance(get_origin(hint), type) and issubclass(get_origin(hint), Mapping):
         key, value = get_args(hint)
         return f"a mapping from {in_words(key)} to {in_words(value)}"

@@ -4,12 +4,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 from rankwise.adaptation import Adaptation
 from rankwise.adapting import load
 from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.base_model import Base, Needs
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.cli.verify import judge
 from rankwise.errors import ConfigError
 from rankwise.io import gguf_adapter
@@ -18,32 +21,69 @@ from rankwise.io.rank_pattern import write_rank_pattern
 from rankwise.train.quiet import quiet_libraries
 
 
-def run(arguments: list[str]) -> int:
+def _parser() -> ArgumentParser:
     parser = make_parser(
         "export",
         description="Write a run or an adapter as a plain LoRA folder, which PEFT, transformers, vLLM, SGLang and "
         "llama.cpp read. The base model's config is read, its weights are not.",
+        epilog=examples(
+            "rankwise export runs/reviews lora",
+            "rankwise export runs/reviews lora --verify",
+            "rankwise export runs/sums lora --gguf lora.gguf",
+            "rankwise export runs/reviews --rank-pattern ranks.json",
+        ),
     )
     parser.add_argument("adapter", type=str, help="a run folder, an adapter folder or an adapter's hub id")
-    parser.add_argument("out", type=str, nargs="?", help="the folder to write")
+    parser.add_argument("out", type=str, nargs="?", help="the folder to write; may be left out with --rank-pattern")
     parser.add_argument(
         "--layout", type=Layout, default="portable", help="portable: for every engine; compact: for PEFT, smaller"
     )
-    parser.add_argument("--rank", type=int | None, default=None, help="the one rank of a portable folder")
     parser.add_argument(
-        "--heads", action="store_true", help="with the task head, which only PEFT and transformers read"
+        "--rank",
+        type=int | None,
+        default=None,
+        help="the one rank of all layers in a portable folder. None: the smallest that is enough",
     )
-    parser.add_argument("--model", type=str | None, default=None, help="the base model, where the adapter names none")
-    parser.add_argument("--base-model", type=str | None, default=None, help="its id on the hub, for the model card")
     parser.add_argument(
-        "--rank-pattern", type=str | None, default=None, help="also write the ranks: .json for PEFT, .yaml for axolotl"
+        "--heads", action="store_true", help="also write the trained task head, which only PEFT and transformers read"
     )
-    parser.add_argument("--gguf", type=str | None, default=None, help="also write an adapter of llama.cpp, for a Llama")
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        default=None,
+        help="hub id or folder of the base model. None: the one that the adapter names",
+    )
+    parser.add_argument(
+        "--base-model",
+        type=str | None,
+        default=None,
+        help="the base model's hub id to write into the folder and its model card",
+    )
+    parser.add_argument(
+        "--rank-pattern",
+        type=str | None,
+        default=None,
+        help="a file to write the learned ranks to: .json for PEFT, .yaml for axolotl",
+    )
+    parser.add_argument(
+        "--gguf",
+        type=str | None,
+        default=None,
+        help="a .gguf file to write for llama.cpp too; the base must be a Llama",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
-    parser.add_argument("--verify", action="store_true", help="then read the folder back in each engine's way")
-    given = parse_arguments(parser, arguments)
+    parser.add_argument(
+        "--verify", action="store_true", help="then check the folder, as `rankwise verify OUT --against ADAPTER` does"
+    )
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    given = parse_arguments(_parser(), arguments)
     if given.out is None and (given.verify or given.gguf is not None or given.rank_pattern is None):
-        raise ConfigError("say where to write: rankwise export ADAPTER OUT; without OUT only --rank-pattern FILE.")
+        raise ConfigError(
+            "out is missing. Write `rankwise export ADAPTER OUT`; only --rank-pattern FILE alone goes without OUT."
+        )
     quiet_libraries()
     adapter, base = base_model.adapter_and_base(given.adapter, given.model, trusts=given.trust_remote_code)
     adaptation = _without_weights(adapter, base)

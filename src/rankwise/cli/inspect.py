@@ -7,6 +7,7 @@ from rich.table import Table
 from rankwise.base_layers import sizes
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.cli.tables import layer_table
 from rankwise.errors import ConfigError, FolderError
 from rankwise.heads import read_config
@@ -23,10 +24,12 @@ MOST_NAMES = 100
 def run(arguments: list[str]) -> int:
     parser = make_parser(
         "inspect",
-        description="Live ranks and frozen projections of a run or adapter; for a model, its linear layers and roles.",
+        description="Live ranks and frozen projections of a run or adapter; of a model, its linear layers and their "
+        "roles, which are the names that `targets` takes.",
+        epilog=examples("rankwise inspect runs/reviews", "rankwise inspect sentence-transformers/all-MiniLM-L6-v2"),
     )
     parser.add_argument(
-        "what", type=str, help="a run folder, an adapter folder, PEFT's too, a model folder or a model's hub id"
+        "what", type=str, help="a run folder, an adapter folder (PEFT's too), a model folder or a model's hub id"
     )
     what = str(parse_arguments(parser, arguments).what)
     adapter = record.adapter_in(Path(what))

@@ -12,6 +12,7 @@ from rankwise.cli import base_model
 from rankwise.cli.arguments import check_new, make_parser, parse_arguments
 from rankwise.cli.base_model import Needs
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.errors import DataError
 from rankwise.io.atomic import replaced_folder
 from rankwise.merging import EndToEnd, compared, logits
@@ -28,22 +29,39 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def run(arguments: list[str]) -> int:
-    parser = make_parser("merge", description="Write a plain model with the adapter's updates in its weights.")
-    parser.add_argument("what", type=str, help="a run folder, an adapter folder or an adapter's hub id")
-    parser.add_argument("out", type=str, help="the model folder to write")
-    parser.add_argument("--model", type=str, help="hub id or folder of the base; by default what the adapter names")
+    parser = make_parser(
+        "merge",
+        description="Write a plain model with the adapter's updates in its weights, and say how far its outputs are "
+        "from the adapted one's.",
+        epilog=examples(
+            "rankwise merge runs/reviews merged",
+            "rankwise merge runs/reviews/adapter merged --model sentence-transformers/all-MiniLM-L6-v2",
+            "rankwise merge runs/reviews merged --dtype bfloat16",
+        ),
+    )
+    parser.add_argument("adapter", type=str, help="a run folder, an adapter folder or an adapter's hub id")
+    parser.add_argument("out", type=str, help="the model folder to write, new or empty")
     parser.add_argument(
-        "--dtype", type=Literal["float32", "bfloat16", "float16"], help="type of the weights; by default the base's"
+        "--model", type=str, help="hub id or folder of the base model. None: the one that the adapter names"
+    )
+    parser.add_argument(
+        "--dtype", type=Literal["float32", "bfloat16", "float16"], help="type of the weights. None: the base's"
     )
     parser.add_argument("--max_shard_size", type=str, default="5GB", help="largest weight file, such as 2GB")
-    parser.add_argument("--prompts", type=str, help="file of texts, one a line, to compare the outputs on")
-    parser.add_argument("--dequantize", action="store_true", help="merge into a quantised base, as ordinary weights")
+    parser.add_argument(
+        "--prompts", type=str, help="file of texts, one a line, to compare the outputs on. None: four built-in ones"
+    )
+    parser.add_argument(
+        "--dequantize",
+        action="store_true",
+        help="turn a quantised base into ordinary weights to merge into it; else it is refused",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
     given = parse_arguments(parser, arguments)
     check_new(Path(given.out))
     prompts = list(PROMPTS) if given.prompts is None else read_prompts(Path(given.prompts))
     quiet_libraries()
-    adapter, base = base_model.adapter_and_base(given.what, given.model, trusts=given.trust_remote_code)
+    adapter, base = base_model.adapter_and_base(given.adapter, given.model, trusts=given.trust_remote_code)
     # read in float32 where the type changes, so that the sum is rounded once
     dtype = None if given.dtype is None else torch.float32
     model, tokenizer = base_model.load(base, Needs.of_folder(adapter), dtype), base_model.load_tokenizer(base)

@@ -23,7 +23,7 @@ NO_DATA = {"train": ""}
 
 def run(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(full_help("plan"))
+        print(full_help("plan", arguments))
         return 0
     given = parse("plan", _with_config(arguments))
     if given.print_config:

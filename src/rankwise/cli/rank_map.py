@@ -41,7 +41,7 @@ def model_map(title: str, amounts: Mapping[str, int], most: Mapping[str, int], w
         there = [cell for cell in row if cell is not None]
         total, full = (sum(cell[i] for cell in there) for i in (0, 1))
         table.add_row(escape(names[module]), Text(drawn, style="cyan"), f"{total:,} of {full:,}")
-    return Group(Text(f"{title}, {_key(blocks, room)}"), table, *_left_out(len(modules) - MOST_LINES))
+    return Group(Text(f"{title}: {_key(blocks, room)}"), table, *_left_out(len(modules) - MOST_LINES))
 
 
 def _character(cells: Sequence[tuple[int, int]]) -> str:
@@ -57,7 +57,7 @@ def _parts(values: Sequence[Any], most: int) -> list[Sequence[Any]]:
 
 def _key(blocks: Sequence[str], room: int) -> str:
     each = ceil(len(blocks) / room)
-    many = "a character for each block" if each == 1 else f"a character for {each} of {len(blocks)} blocks"
+    many = "a bar for each block" if each == 1 else f"a bar for {each} of {len(blocks)} blocks"
     return f"{many}, {blocks[0]} to {blocks[-1]}" if len(blocks) > 1 else f"in {blocks[0]}"
 
 

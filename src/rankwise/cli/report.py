@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.report.page import write_report
 
 
@@ -12,11 +13,16 @@ def run(arguments: list[str]) -> int:
         "report",
         description="One HTML page of a run, of several runs, or of a comparison: where the ranks went, what froze "
         "when, what it cost. It needs no network and no model; of one that still trains it shows how far it has come.",
+        epilog=examples(
+            "rankwise report runs/reviews",
+            "rankwise report runs/adalora runs/aflora runs/lora -o three.html",
+            "rankwise report runs/comparison -o comparison.html",
+        ),
     )
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or the folder of one comparison")
-    parser.add_argument("-o", "--output", type=str, default="report.html", help="the page to write")
+    parser.add_argument("-o", "--output", type=str, default="report.html", help="the HTML file to write")
     parser.add_argument(
-        "--latency", type=str | None, default=None, help="a latency.json of benchmarks/latency.py to show"
+        "--latency", type=str | None, default=None, help="a latency.json that benchmarks/latency.py wrote, to show too"
     )
     given = parse_arguments(parser, arguments)
     output = Path(given.output)

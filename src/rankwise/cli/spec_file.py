@@ -13,6 +13,7 @@ import yaml
 from rankwise.cli import arguments as command_line
 from rankwise.cli.config_file import check_keys, config_from_dict, read_yaml
 from rankwise.cli.explain import explained
+from rankwise.cli.help_page import HelpFormatter, examples
 from rankwise.compare.entries import Contender
 from rankwise.compare.spec import Published, Spec, check_rates
 from rankwise.errors import ConfigError, nearest
@@ -45,35 +46,46 @@ def make_parser() -> jsonargparse.ArgumentParser:
     parser = command_line.make_parser(
         "compare",
         usage="rankwise compare SPEC.yaml [--model NAME] [--base.FIELD VALUE ...] [--FIELD VALUE ...]",
-        description="Methods × tasks × budgets × seeds at equal budget, each at the learning rate that is best for "
-        "it, and an answer in words. What is interrupted goes on when it is called again. Fields of SPEC.yaml, each of "
-        "which can be given on the command line too; of base, tasks, methods and search any part: "
-        "--tasks.rte.data.train PATH.",
+        description="Train every method on every task, at every budget and seed, each at the learning rate that is "
+        "best for it, and say in words which to take. Called again, an interrupted comparison goes on. Each field "
+        "below stands in SPEC.yaml, or is given on the command line, which goes before the file; of base, tasks, "
+        "methods and search any part, as in --tasks.rte.data.train PATH. None is null in YAML.",
+        epilog=examples(
+            "rankwise compare spec.yaml --workers 2",
+            "rankwise compare spec.yaml --max_hours 5",
+            "rankwise compare spec.yaml --report_only",
+            "rankwise compare spec.yaml --model my/model --seeds 5 --output runs/mine",
+        ),
         print_config=None,
     )
     parser.add_argument("--config", action=jsonargparse.ActionConfigFile, help="the spec; the same as giving it first")
     parser.add_argument("--print_config", action="store_true", help="print the whole spec and exit")
     parser.add_argument("--model", type=str | None, default=None, help="the same as --base.model")
-    parser.add_argument("--report_only", action="store_true", help="run nothing; show what has been run")
-    parser.add_argument("--max_hours", type=float | None, default=None, help="stop then; what runs is resumed later")
+    parser.add_argument("--report_only", action="store_true", help="run nothing; show the results there are")
+    parser.add_argument(
+        "--max_hours", type=float | None, default=None, help="stop after so many hours; the same command goes on later"
+    )
     parser.add_argument(
         "--workers",
         type=int | None,
         default=None,
-        help="runs side by side; 1, or as many as Ray's cluster has room for",
+        help="how many runs at a time. None: 1, or with Ray as many as the cluster has room for",
     )
     parser.add_argument(
-        "--executor", type=Literal["serial", "ray"], default="serial", help="here, or as tasks of Ray (RAY_ADDRESS)"
+        "--executor",
+        type=Literal["serial", "ray"],
+        default="serial",
+        help="serial: on this machine; ray: on the Ray cluster at RAY_ADDRESS",
     )
-    parser.add_argument("--cpus", type=int, default=1, help="processors of a run, for --executor ray")
-    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of a run, for --executor ray")
+    parser.add_argument("--cpus", type=int, default=1, help="CPU cores of each run, with --executor ray")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each run, with --executor ray")
     parser.add_class_arguments(Spec, as_group=False)
     return parser
 
 
 def full_help() -> str:
     """What `--help` prints: the fields of a comparison, and of the runs in `base`."""
-    runs = jsonargparse.ArgumentParser(add_help=False, usage="--base.FIELD VALUE")
+    runs = jsonargparse.ArgumentParser(add_help=False, usage="--base.FIELD VALUE", formatter_class=HelpFormatter)
     runs.add_class_arguments(RunConfig, "base", skip={"method", "output"})
     return "\n".join([make_parser().format_help(), runs.format_help().removeprefix("usage: ")])
 
@@ -88,7 +100,9 @@ def parse(arguments: Sequence[str]) -> Asked:
         parsed = parser.parse_args(["--config", json.dumps(content), *rest])
         built = parser.instantiate(parsed)
     except jsonargparse.ArgumentError as error:
-        raise ConfigError(explained(str(error), "compare", _options(parser), Spec)) from error
+        raise ConfigError(
+            explained(str(error), "compare", _options(parser), command_line.hints(parser), Spec)
+        ) from error
     given = {f.name: built[f.name] for f in fields(Spec)}
     given["base"] = _whole_base(given["base"])
     given["published"] = [*published, *given["published"]]

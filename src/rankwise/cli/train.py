@@ -18,7 +18,7 @@ from rankwise.train.run import Result, train
 
 def run(arguments: list[str]) -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(full_help("train"))
+        print(full_help("train", arguments))
         return 0
     given = parse("train", arguments)
     if given.print_config:

@@ -15,6 +15,7 @@ from rankwise.cli import base_model
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.base_model import Base, Needs
 from rankwise.cli.console import make_console
+from rankwise.cli.help_page import examples
 from rankwise.errors import ConfigError
 from rankwise.io import peft_format
 from rankwise.io.sample import sample_inputs
@@ -28,12 +29,28 @@ def run(arguments: list[str]) -> int:
         "verify",
         description="Read a LoRA folder as PEFT, transformers, vLLM, SGLang, TGI and llama.cpp do, and compare what "
         "each makes of it. Exit status 1 if one that accepts the folder, or one that --engines names, gets it wrong.",
+        epilog=examples(
+            "rankwise verify lora --against runs/reviews",
+            "rankwise verify lora --model sentence-transformers/all-MiniLM-L6-v2 --engines '[peft, vllm]'",
+        ),
     )
     parser.add_argument("folder", type=str, help="the LoRA folder")
-    parser.add_argument("--model", type=str | None, default=None, help="the base model, where the folder names none")
-    parser.add_argument("--against", type=str | None, default=None, help="the run or adapter that it was exported from")
+    parser.add_argument(
+        "--model",
+        type=str | None,
+        default=None,
+        help="hub id or folder of the base model. None: the one that the folder names",
+    )
+    parser.add_argument(
+        "--against",
+        type=str | None,
+        default=None,
+        help="the run or adapter that it was exported from. None: compare with what PEFT makes of it",
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that comes with the model")
-    parser.add_argument("--engines", type=list[str] | None, default=None, help=f"some of {', '.join(READERS)}")
+    parser.add_argument(
+        "--engines", type=list[str] | None, default=None, help=f"check these alone, of {', '.join(READERS)}. None: all"
+    )
     given = parse_arguments(parser, arguments)
     folder = Path(given.folder)
     named = peft_format.read(folder).config.get("base_model_name_or_path")
@@ -43,7 +60,7 @@ def run(arguments: list[str]) -> int:
         against, base = base_model.adapter_and_base(given.against, model, trusts=given.trust_remote_code)
         return judge(folder, base, against=against, engines=given.engines)
     if model is None:
-        raise ConfigError(f"{folder} names no base model; give it with --model.")
+        raise ConfigError(f"{folder} does not say which model it was made for. Give it with --model.")
     base = Base(model, trust_remote_code=given.trust_remote_code)
     return judge(folder, base, against=None, engines=given.engines)
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from rankwise.cli.arguments import make_parser, parse_arguments
 from rankwise.cli.console import make_console
 from rankwise.cli.growing import Growing
+from rankwise.cli.help_page import examples
 from rankwise.cli.rank_map import curve, model_map
 from rankwise.cli.standing import Standing
 from rankwise.errors import FolderError
@@ -30,9 +31,12 @@ def run(arguments: list[str]) -> int:
         "watch",
         description="Budget, ranks, loss and time left of a run that another process is training, until it ends. "
         "Ctrl-C stops watching; the training goes on.",
+        epilog=examples("rankwise watch runs/reviews", "rankwise watch runs/reviews --once"),
     )
-    parser.add_argument("run", type=str, help="the run folder: `output` of the configuration")
-    parser.add_argument("--once", action="store_true", help="print one picture and stop, as where there is no terminal")
+    parser.add_argument("run", type=str, help="the run folder: `output` of its configuration")
+    parser.add_argument(
+        "--once", action="store_true", help="print the state once and stop; the default where there is no terminal"
+    )
     given = parse_arguments(parser, arguments)
     watched = Watched(Path(given.run))
     console = make_console()
@@ -119,7 +123,8 @@ def follow(watched: Watched, console: Console) -> None:
 def _progress(standing: Standing, finished: bool) -> RenderableType:
     total = standing.total_steps
     if total is None:
-        return Text(f"step {standing.step:,}" if standing.step else "nothing is logged yet")
+        nothing = "nothing is logged yet; the first lines come after training.log_every steps"
+        return Text(f"step {standing.step:,}" if standing.step else nothing)
     left = standing.seconds_left
     if finished:
         when = "done"
@@ -138,7 +143,7 @@ def _numbers(standing: Standing) -> Table:
         grid.add_row("loss", curve(standing.losses, CURVE), f"{standing.losses[-1]:.4f}")
     if standing.live:
         start = sum(standing.starting.values())
-        budget = "" if standing.budget is None else f"; the last budget was {standing.budget:,}"
+        budget = "" if standing.budget is None else f"; budget {standing.budget:,}"
         grid.add_row("live ranks", curve(standing.live, CURVE), f"{standing.live[-1]:,} of {start:,}{budget}")
     if standing.share is not None:
         grid.add_row("frozen", "", f"{standing.share:.0%} of the projections")

@@ -12,7 +12,7 @@ import torch
 from rankwise.compare.cell import failure, run_cell
 from rankwise.compare.grid import Cell
 from rankwise.compare.processes import Done
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, not_installed
 from rankwise.train.quiet import quiet_libraries
 
 RETRIES = 3  # of a cell whose worker died
@@ -77,7 +77,5 @@ def _ray() -> Any:
     try:
         import ray  # seconds to import, and only this executor needs it
     except ImportError:
-        raise ConfigError(
-            "--executor ray needs ray, which is not installed: `pip install rankwise[compare]`."
-        ) from None
+        raise ConfigError(not_installed("--executor ray", "ray", "compare")) from None
     return ray

@@ -20,7 +20,7 @@ class SearchConfig:
     """The grid; one rate is no search. A method may have its own here. None: 0.3, 1 and 3 times the rate that a run
     of the method takes by itself."""
     rows: int = 2000
-    """At most so many training rows, drawn with `seed`, are searched on; the held-out ones are among them."""
+    """Search on at most this many training rows, drawn with `seed`; the held-out ones are among them."""
     held_out: float = 0.2
     """Share of those rows that is not trained on, and decides."""
     seed: int = 0
@@ -82,13 +82,13 @@ class Spec:
     alpha_over_rank: float = 1.0
     """alpha/rank of every method with an alpha, unless its settings say alpha."""
     seeds: int | list[int] = 3
-    """How many, from 0 on, or which."""
+    """How many, counted from 0, or a list of them."""
     search: SearchConfig = field(default_factory=SearchConfig)
-    """Of the learning rate."""
+    """The search for the learning rate of each method."""
     baseline: str | None = None
     """Label of the method that the others are tested against. None: the first."""
     published: list[Published] = field(default_factory=list)
-    """Numbers of papers."""
+    """Numbers that papers print, to show beside the results."""
     notes: list[str] = field(default_factory=list)
     """What differs from the papers; printed with the results."""
 

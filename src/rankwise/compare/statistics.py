@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
-from rankwise.errors import ConfigError
+from rankwise.errors import ConfigError, not_installed
 
 CONFIDENCE, RESAMPLES = 0.95, 9999
 
@@ -72,5 +72,5 @@ def _scipy() -> Any:
     try:
         from scipy import stats  # a second to import, and only results need it
     except ImportError:
-        raise ConfigError("statistics need scipy, which is not installed: `pip install rankwise[compare]`.") from None
+        raise ConfigError(not_installed("a comparison", "scipy", "compare")) from None
     return stats

@@ -103,7 +103,7 @@ def read(folder: Path) -> Saved:
 def _read(folder: Path) -> Saved:
     path = folder / DESCRIPTION
     if not os.path.lexists(path):
-        raise FolderError(f"{folder} is no rankwise adapter: it has no {DESCRIPTION}.")
+        raise FolderError(f"{folder} is no rankwise adapter: it has no {DESCRIPTION}. Give what save() or a run wrote.")
     description = read_description(path, folder)
     names = 16 * (len(description["layers"]) + len(description["parts"])) + len(description["trained"])
     most = min(MOST_HEADER, 2**16 + 2**10 * names)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rankwise.errors import ConfigError, FolderError
+from rankwise.errors import ConfigError, FolderError, not_installed
 from rankwise.io import peft_format
 from rankwise.io.atomic import replaced_path
 from rankwise.io.engine_rules import llama_cpp
@@ -26,7 +26,7 @@ def convert(folder: Path, config: Any, out: Path) -> None:
     Raises ConfigError for an architecture other than Llama, FolderError for a folder that llama.cpp would misread.
     """
     if find_spec("gguf") is None:
-        raise ConfigError("adapters of llama.cpp are written with the package gguf: pip install gguf")
+        raise ConfigError(not_installed("an adapter of llama.cpp", "gguf", "gguf"))
     import gguf  # an optional package
 
     if config.model_type != "llama":

@@ -65,7 +65,7 @@ def parse_name(name: str) -> tuple[str, str] | None:
 def read(folder: Path) -> PeftFolder:
     """Read a folder, without a judgement on what the config says. Raises FolderError, naming the file."""
     if not (folder / CONFIG).is_file():
-        raise FolderError(f"{folder} is no PEFT folder: it has no {CONFIG}.")
+        raise FolderError(f"{folder} is no PEFT folder: it has no {CONFIG}. `rankwise export` writes one.")
     return PeftFolder(read_json(folder / CONFIG, folder), read_tensors(folder / WEIGHTS, folder, MOST_HEADER))
 
 

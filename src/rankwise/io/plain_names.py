@@ -40,7 +40,10 @@ def modules_to_save(
     for name in sorted(names):
         path = name.rpartition(".")[0]
         if not path or any(beginning in adapted for beginning in _beginnings(path)):
-            raise StateError(f"{name} trained in full, and no module of its own can hold it in a LoRA folder. merge().")
+            raise StateError(
+                f"{name} trained in full, and no module of its own can hold it in a LoRA folder. "
+                "merge() the model instead."
+            )
         found[path] = model.get_submodule(path).state_dict()
     return found
 
@@ -54,4 +57,6 @@ def refuse_shared(model: nn.Module, paths: Collection[str]) -> None:
             holders[child] = holders.get(child, 0) + sum(c is child for c in parent._modules.values())
     shared = [adapted[module] for module, count in holders.items() if count > 1]
     if shared:
-        raise StateError(f"{shared[0]} is one layer in several places, which a LoRA folder cannot say. Use merge().")
+        raise StateError(
+            f"{shared[0]} is one layer in several places, which a LoRA folder cannot say. merge() the model instead."
+        )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankwise.base_layers import kind_of
-from rankwise.errors import ConfigError, FolderError
+from rankwise.errors import ConfigError, FolderError, nearest, not_installed
 from rankwise.io import peft_format
 from rankwise.io.engine_rules import RULES, Rule
 from rankwise.io.peft_format import PREFIX, PeftFolder
@@ -65,9 +65,9 @@ def verify(
     engines = list(READERS) if engines is None else engines
     unknown = [engine for engine in engines if engine not in READERS]
     if unknown:
-        raise ConfigError(f"unknown engine {unknown[0]!r}; known are {list(READERS)}.")
+        raise ConfigError(f"unknown engine {unknown[0]!r}; known are {list(READERS)}.{nearest(unknown[0], READERS)}")
     if find_spec("peft") is None:
-        raise ConfigError("verifying reads the folder through PEFT, which is not installed: pip install peft")
+        raise ConfigError(not_installed("verify", "peft", "peft"))
     content = peft_format.read(folder)
     if not content.pairs():
         raise FolderError(f"{folder} holds no lora_A and lora_B of a linear layer. Is it a LoRA?")

@@ -56,7 +56,7 @@ class AdapterDrop(BottleneckMethod):
         super().__post_init__()
         for setting, n in (("drop", self.drop), ("drop_in_evaluation", self.drop_in_evaluation)):
             if type(n) is not int or n < 0:
-                raise ConfigError(f"{setting}={n!r}: a whole number of blocks, 0 or more, goes without an adapter.")
+                raise ConfigError(f"{setting}={n!r}: it must be a whole number of blocks, 0 or more.")
         if self.drop_in_evaluation and not self.random:
             raise ConfigError(
                 "drop_in_evaluation is for random=True; a fixed drop is the same in training and after it."

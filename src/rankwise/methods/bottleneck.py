@@ -95,7 +95,7 @@ class BottleneckMethod(AddingMethod):
     def __post_init__(self) -> None:
         check_choices(self)
         if not is_count(self.size):
-            raise ConfigError(f"size={self.size!r}: a bottleneck needs a whole width of at least 1.")
+            raise ConfigError(f"size={self.size!r}: it must be a whole number, 1 or more.")
         if not self.init_std > 0:
             raise ConfigError(f"init_std={self.init_std} must be positive: two matrices of zeros never learn.")
 

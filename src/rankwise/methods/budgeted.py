@@ -119,7 +119,7 @@ class BudgetedMethod(LowRankMethod):
         if not least <= end <= start:
             raise ConfigError(
                 f"budget={self.budget or end} must be between {least:,} and the {start:,} {unit} that the layers start "
-                "with."
+                "with. Lower budget, or raise rank."
             )
         budget = Budget(phases, start, end, costs, priced=unit == "parameters")
         return BudgetController(adapters, self.rules, budget, regulariser)

@@ -10,7 +10,7 @@ from torch import nn
 from rankwise.adapter import FusedBlocks, Installed, LowRank, Method
 from rankwise.base_layers import Block, sizes, weightless
 from rankwise.dropout import can_be_drawn
-from rankwise.errors import ConfigError, TargetError
+from rankwise.errors import ConfigError, TargetError, nearest
 from rankwise.left_out import left_out
 from rankwise.methods.installing import parameters_under, plain_view
 from rankwise.methods.settings import check_choices, is_count
@@ -109,7 +109,10 @@ class LowRankMethod(Method):
         for setting in ("rank_pattern", "alpha_pattern"):
             for key in vars(self).get(setting, {}):  # not every method has an alpha for each layer
                 if key not in known:
-                    raise TargetError(f"{setting} names {key!r}, which is none of the {len(sites)} adapted layers.")
+                    raise TargetError(
+                        f"{setting} names {key!r}, which is none of the {len(sites)} adapted layers. Write the end of "
+                        f"a layer's name, such as {sites[0].name.rpartition('.')[2]!r}.{nearest(key, known)}"
+                    )
         for site in sites if self.bounded_rank else ():
             d_in, d_out = sizes(site.module)
             d_out = d_out if site.rows is None else site.rows[1] - site.rows[0]

@@ -162,7 +162,7 @@ class PrefixMethod(AddingMethod):
     def __post_init__(self) -> None:
         for setting, number in (("prefix", self.prefix), ("infix", self.infix)):
             if type(number) is not int or number < 0:
-                raise ConfigError(f"{setting}={number!r}: a whole number of vectors, 0 or more, is put in.")
+                raise ConfigError(f"{setting}={number!r}: it must be a whole number of vectors, 0 or more.")
         if not self.prefix + self.infix:
             raise ConfigError("prefix=0 and infix=0 leave nothing that could learn.")
         if not self.init_std > 0:

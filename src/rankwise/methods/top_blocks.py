@@ -25,7 +25,7 @@ class TopBlocks(TuningMethod):
 
     def __post_init__(self) -> None:
         if not is_count(self.blocks):
-            raise ConfigError(f"blocks={self.blocks!r}: a whole number of blocks, at least 1, trains.")
+            raise ConfigError(f"blocks={self.blocks!r}: it must be a whole number of blocks, 1 or more.")
 
     def tuned(self, view: ModelView) -> dict[str, nn.Parameter]:
         highest = stacks_of(view.model_type, self.name)[-1]

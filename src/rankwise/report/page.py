@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from rankwise.errors import ConfigError, FolderError
+from rankwise.errors import ConfigError, FolderError, not_installed
 from rankwise.io.atomic import replaced_file
 from rankwise.report.bundle import bundle
 from rankwise.report.comparison import Comparison, is_comparison, read_comparison
@@ -134,7 +134,7 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs  # half a second to import, and only the finished page needs it
     except ImportError:
-        raise ConfigError("a report needs plotly, which is not installed: `pip install rankwise[report]`.") from None
+        raise ConfigError(not_installed("a report", "plotly", "report")) from None
     script: str = get_plotlyjs()
     return script
 

@@ -98,7 +98,7 @@ def is_run(folder: Path) -> bool:
 def read_run(folder: Path, name: str | None = None) -> Run:
     """Raises FolderError, naming the file, for what is no run folder or is broken. One that still trains is none."""
     if not is_run(folder):
-        raise FolderError(f"{folder} is no run folder: it has no {CONFIG}.")
+        raise FolderError(f"{folder} is no run: it has no {CONFIG}.")
     return Run(
         name=name or folder.resolve().name,
         folder=folder,

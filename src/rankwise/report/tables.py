@@ -41,7 +41,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _baseline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     baseline = results["baseline"]
-    return [(f"by {baseline.get('name')}", number(baseline.get("value")))] if baseline else []
+    return [(f"baseline: {baseline.get('name')}", number(baseline.get("value")))] if baseline else []
 
 
 def results_table(runs: Sequence[Run]) -> Table:

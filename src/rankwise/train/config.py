@@ -15,7 +15,7 @@ def check_least(section: str, settings: Any, least: int, names: Iterable[str]) -
     for name in names:
         value = vars(settings)[name]
         if isinstance(value, int | float) and not least <= value < math.inf:
-            raise ConfigError(f"{section}.{name}={value} is not possible; it must be a number from {least} on.")
+            raise ConfigError(f"{section}.{name}={value} is not possible; it must be a number, {least} or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +29,9 @@ class TrainingConfig:
     epochs: float = 3.0
     """Passes over the training rows, unless `steps` is given."""
     steps: int | None = None
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run. None: as `epochs` says."""
     batch_size: int = 16
-    """Rows per forward pass."""
+    """Rows per forward pass, in each process."""
     gradient_accumulation: int = 1
     """Forward passes per optimizer step."""
     group_by_length: bool = False
@@ -39,7 +39,7 @@ class TrainingConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices and adapter tensors."""
     warmup: float = 0.06
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps, from the first, in which the learning rate rises."""
     scheduler: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
     """Course of the learning rate after its warmup."""
     clip: float = 1.0
@@ -47,19 +47,19 @@ class TrainingConfig:
     optimizer: Literal["adamw_torch_fused", "adamw_torch"] = "adamw_torch_fused"
     """AdamW: fused, or as a loop over the tensors, which takes longer."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast type of the forward pass; fp16 scales the loss."""
+    """Autocast type of the forward pass; fp16 also scales the loss. Adapters stay in fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: slower, less memory."""
     evaluate_every: int | Literal["epoch", "never"] = "epoch"
-    """Steps between evaluations while training; the end is always evaluated."""
+    """Optimizer steps between evaluations, "epoch" or "never"; the end is always evaluated."""
     save_every: int | Literal["epoch", "never"] = "epoch"
-    """Steps between checkpoints."""
+    """Optimizer steps between checkpoints, "epoch" or "never"."""
     keep_checkpoints: int = 2
-    """How many checkpoints to keep."""
+    """How many of the last checkpoints to keep."""
     load_best: bool = False
     """End with the best evaluated checkpoint; for a budgeted method, the best of the final phase."""
     log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
+    """Optimizer steps between lines of metrics.jsonl."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     """Trackers that get what is logged, with ranks, budget and frozen share; each is a package to install."""
     seed: int = 0
@@ -73,7 +73,7 @@ class TrainingConfig:
             raise ConfigError(f"training.warmup={self.warmup} is a share of the steps and must be in [0, 1).")
         if not 0 < self.epochs < math.inf:
             raise ConfigError(
-                f"training.epochs={self.epochs}: a run takes some of the rows, such as 0.5 of them, or 3."
+                f"training.epochs={self.epochs} is not possible; it must be a number above 0, such as 0.5 or 3."
             )
         if self.seed >= 2**32:
             raise ConfigError(f"training.seed={self.seed} is too large; the largest is {2**32 - 1}.")
@@ -106,7 +106,7 @@ class GenerationConfig:
     """How text is generated for evaluation: seq2seq always, causal models when `rows` is above 0."""
 
     rows: int = 0
-    """Causal models: so many validation prompts are answered and scored (prompt and completion only)."""
+    """Causal models: how many validation prompts are answered and scored; needs prompt and completion."""
     max_new_tokens: int = 64
     """Longest generated text in tokens."""
     beams: int = 1
@@ -116,7 +116,7 @@ class GenerationConfig:
     no_repeat_ngram_size: int = 0
     """No n-gram of this size occurs twice; 0 turns it off."""
     score: Literal["text", "nlg", "number", "query"] = "text"
-    """By what text is scored: overlap of words, E2E NLG's scores, the final number, or the whole query."""
+    """What generated text is scored by: overlap of words, E2E NLG's scores, the final number or the whole query."""
 
     def __post_init__(self) -> None:
         check_least("generation", self, 1, ("max_new_tokens", "beams"))
@@ -136,7 +136,7 @@ class RunConfig:
     output: str
     """The run folder to write."""
     task: str | None = None
-    """classification, regression, span-qa, causal-lm or seq2seq; None: guessed from columns and model, and said."""
+    """classification, regression, span-qa, causal-lm or seq2seq; None: found from columns and model, and printed."""
     init_from: str | None = None
     """Start from this saved adapter's weights; its method and settings must be those given here."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -144,9 +144,9 @@ class RunConfig:
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     """How to generate text for evaluation."""
     revision: str | None = None
-    """Revision of a hub model."""
+    """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Off: such models are refused."""
+    """Run code that comes with the model; false: a model that needs it is refused."""
 
     def __post_init__(self) -> None:
         if self.training.learning_rate is None:  # written out, so that a run is made again whatever a method's will be

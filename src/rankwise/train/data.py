@@ -59,8 +59,10 @@ def is_local(source: str) -> bool:
 
 
 def missing_file(path: Path) -> str:
-    beside = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    there = f"{path.parent} holds {beside[:10]}" if beside else f"there is no folder {path.parent} with files either"
+    if not path.parent.is_dir():
+        return f"{path} does not exist, and neither does its folder."
+    beside = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix in READERS)
+    there = f"the data files in its folder are {beside[:10]}" if beside else "its folder holds no data files"
     return f"{path} does not exist; {there}.{nearest(path.name, beside)}"
 
 

@@ -29,7 +29,7 @@ class DataConfig:
     """Column with the second text of a pair. None: detected, or no pair if `text` is named."""
 
     label: str | None = None
-    """Column with the label: words or whole numbers for classes, floats for regression. None: detected."""
+    """Column with the label: words or whole numbers for classes, fractions for regression. None: detected."""
 
     prompt: str | None = None
     """Column with the prompt, source or document to generate from. None: detected."""
@@ -57,10 +57,10 @@ class DataConfig:
     """Give prompt and completion to a causal model as the turns of a user and an assistant in its chat template."""
 
     max_train_rows: int | None = None
-    """Take at most so many training rows, drawn with `seed`. None: all."""
+    """Take at most this many training rows, drawn with `seed`. None: all."""
 
     max_validation_rows: int | None = None
-    """Take at most so many validation rows, drawn with `seed`. None: all."""
+    """Take at most this many validation rows, drawn with `seed`. None: all."""
 
     max_length: int = 256
     """Longest input in tokens (prompt and completion together for a causal model); longer ones are cut and counted."""
@@ -77,13 +77,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.validation_fraction < 1.0:
             raise ConfigError(
-                f"validation_fraction={self.validation_fraction} is not between 0 and 1, such as 0.1 for a tenth."
+                f"data.validation_fraction={self.validation_fraction} is not between 0 and 1, such as 0.1 for a tenth."
             )
         settings = asdict(self)
         for name, least in LEAST.items():
             value = settings[name]
             if value is not None and value < least:
-                raise ConfigError(f"{name}={value} is too small; the least is {least}.")
+                raise ConfigError(f"data.{name}={value} is not possible; it must be a number, {least} or more.")
 
 
 LEAST = {

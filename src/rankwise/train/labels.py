@@ -54,7 +54,9 @@ def labels_of(rows: datasets.Dataset, column: str) -> LabelSet:
         return LabelSet(names=tuple(feature.names), to_id={place: place for place in range(len(feature.names))})
     values = sorted(set(label_values(rows, column, "the training rows")))
     if len(values) < 2:
-        raise DataError(f"all training rows bear the label {values[0]!r} in column {column!r}; two are the least.")
+        raise DataError(
+            f"all training rows bear the label {values[0]!r} in column {column!r}; a classifier needs at least two."
+        )
     return LabelSet(names=tuple(map(str, values)), to_id={value: place for place, value in enumerate(values)})
 
 

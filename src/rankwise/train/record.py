@@ -120,7 +120,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     """{"config": ..., "results": ...} of a finished run. Raises FolderError if it is none."""
     for name in (CONFIG, RESULTS):
         if not (folder / name).is_file():
-            raise FolderError(f"{folder} is no finished run: it has no {name}.")
+            raise FolderError(
+                f"{folder} is no finished run: it has no {name}. Give the `output` of a `rankwise train` that ended."
+            )
     return {"config": read_config(folder), "results": read_results(folder)}
 
 

@@ -146,8 +146,8 @@ def _say_what(job: Job, console: Console) -> None:
     rows = f"{len(job.prepared.train):,} rows to train on, {len(job.prepared.validation):,} to evaluate on"
     console.print(f"task: {job.task}, because {job.task_reason}; {rows}")
     console.print(f"learning rate: {job.config.training.learning_rate:g}")
-    cut = {split: count for split, count in job.prepared.truncated.items() if count}
+    cut = [f"{count:,} {split} rows" for split, count in job.prepared.truncated.items() if count]
     if cut:
         done = "split into windows of" if job.task == "span-qa" else "cut to"
-        console.print(f"rows {done} max_length={job.config.data.max_length}: {cut}")
+        console.print(f"{done} max_length={job.config.data.max_length} tokens: {', '.join(cut)}")
     console.print(str(job.adaptation), highlight=False)

@@ -27,7 +27,9 @@ def check_installed(trackers: Sequence[str]) -> None:
     """Raise ConfigError for a tracker whose package is missing."""
     for name in trackers:
         if find_spec(PACKAGES[name]) is None:
-            raise ConfigError(f"training.report_to names {name}, which is not installed: pip install {PACKAGES[name]}.")
+            raise ConfigError(
+                f"training.report_to names {name}, which is not installed: `pip install {PACKAGES[name]}`."
+            )
 
 
 def scalars(adaptation: Adaptation) -> dict[str, float]:
