@@ -3,7 +3,7 @@ and the most that a whole process holds, beside the floor, PEFT and full fine-tu
 
     python benchmarks/memory.py [--out benchmarks/results]
 
-Kept: bytes of all storages that autograd is given, each once, parameters left out. Peak: resident memory of a process of
+Kept: bytes of the storages that autograd is given, once each, without parameters. Peak: resident memory of a process of
 its own at its highest mark in three steps, less what it held when the model was loaded; the machine's malloc is told to
 give back what is freed, for holes that it keeps are luck.
 """
