@@ -221,7 +221,7 @@ class Method(ABC):
     cannot_merge: ClassVar[str | None] = None  # why the trained model is no plain model, where it is none
     cannot_export: ClassVar[str | None] = None  # why no LoRA folder can hold what it learns, where none can
     size_setting: ClassVar[str | None] = None  # the whole number that makes it larger or smaller, where one does
-    learning_rate: ClassVar[float] = 1e-3  # of a run that names none; docs/train.md says what it was measured on
+    learning_rate: ClassVar[float] = 1e-3  # of a run that names none; an order of magnitude, for alpha/rank = 1
 
     @property
     def decides_while_training(self) -> bool:

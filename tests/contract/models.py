@@ -302,3 +302,7 @@ ARCHITECTURES = [
 
 BY_NAME = {row.name: row for row in ARCHITECTURES}
 ENCODER = BY_NAME["bert"]
+
+# tested every time, the others in the slow proofs: relative positions, and weights that are fused and transposed,
+# shared by groups, or in two stacks
+OFTEN = ("bert", "deberta-v2", "gpt2", "llama-gqa", "bart")

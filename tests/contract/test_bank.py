@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 import rankwise as rw
 from contract.methods import BY_NAME, ROWS, Row
-from contract.models import ARCHITECTURES, ENCODER, Architecture, Batch
+from contract.models import ARCHITECTURES, ENCODER, OFTEN, Architecture, Batch
 from contract.models import BY_NAME as MODELS
 from contract.runs import outputs, trained
 from rankwise.adapter import Method
@@ -20,8 +20,8 @@ each_method = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 # DeBERTa gives its positions to the layers once for the whole batch, so their adapters cannot differ between rows
 NOT_BY_ROW = {"deberta-v2": ["pos_query_proj", "pos_key_proj"]}
-COMMON = [i for i, row in enumerate(ARCHITECTURES) if row.name in ("bert", "deberta-v2", "gpt2", "llama-gqa")]
-each_architecture = pytest.mark.parametrize("architecture", some(ARCHITECTURES, COMMON), ids=lambda row: row.name)
+often = [i for i, row in enumerate(ARCHITECTURES) if row.name in OFTEN]
+each_architecture = pytest.mark.parametrize("architecture", some(ARCHITECTURES, often), ids=lambda row: row.name)
 
 
 def tiled(batch: Batch, times: int) -> Batch:

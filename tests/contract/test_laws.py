@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import rankwise as rw
 from contract.methods import BASELINES, BY_NAME, ROWS, Baseline, Row
-from contract.models import ARCHITECTURES, ENCODER, Architecture
+from contract.models import ARCHITECTURES, ENCODER, OFTEN, Architecture
 from contract.models import BY_NAME as MODELS
 from contract.runs import (
     STEPS,
@@ -37,8 +37,8 @@ PAIRS += [(a, BY_NAME[m]) for a in ARCHITECTURES if a is not ENCODER for m in ("
 
 
 def often(pairs: list[tuple[Architecture, Any]]) -> list[Any]:
-    """Those of the encoder, and of weights that are fused, transposed, shared by groups or in two stacks."""
-    return some(pairs, [i for i, (a, _) in enumerate(pairs) if a is ENCODER or a.name in ("gpt2", "llama-gqa", "bart")])
+    """On every architecture in the slow proofs, on some of them every time."""
+    return some(pairs, [i for i, (architecture, _) in enumerate(pairs) if architecture.name in OFTEN])
 
 
 each_pair = pytest.mark.parametrize(("architecture", "row"), often(PAIRS), ids=lambda part: part.name)

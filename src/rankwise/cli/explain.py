@@ -71,11 +71,12 @@ def wrong_value(message: str, config: type | None, hints: Mapping[str, Any]) -> 
     """A value of the wrong type."""
     path = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     value = re.search(r"(?:Given value|Got value): (.*)", message)
-    hint = None if config is None else hint_of(path, config, method_class(message))
-    words = in_words(hints.get(path)).removesuffix(" or null") if hint is None else in_words(hint)
-    if value is None or (hint is None and path not in hints):
+    of_file = None if config is None else hint_of(path, config, method_class(message))
+    hint = hints.get(path) if of_file is None else of_file
+    if value is None or hint is None:
         return None
-    return f"{path}={value[1]} is not possible; {path} takes {words}." + nearest(value[1], choices(hint or hints[path]))
+    words = in_words(hint) if of_file is not None else in_words(hint).removesuffix(" or null")  # an option has no null
+    return f"{path}={value[1]} is not possible; {path} takes {words}." + nearest(value[1], choices(hint))
 
 
 def method_class(message: str) -> Any:

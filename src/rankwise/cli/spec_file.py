@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal
 
 import jsonargparse
@@ -17,6 +16,7 @@ from rankwise.cli.help_page import HelpFormatter, examples
 from rankwise.compare.entries import Contender
 from rankwise.compare.spec import Published, Spec, check_rates
 from rankwise.errors import ConfigError, nearest
+from rankwise.io.description import fits
 from rankwise.methods import METHODS, PRESETS
 from rankwise.methods.presets import without_preset
 from rankwise.train.config import RunConfig, TrainingConfig
@@ -143,14 +143,11 @@ def _published(rows: Any) -> list[Published]:
     for place, row in enumerate(rows):
         _check_fields(row, known, f"published[{place}].")
         missing = [name for name, field in known.items() if not _has_default(field) and name not in row]
-        wrong = [name for name, value in row.items() if not isinstance(value, PUBLISHED_TYPES[known[name].type])]
+        wrong = [name for name, value in row.items() if not fits(value, known[name].type)]
         if missing or wrong:
             told = f"has no {missing[0]}" if missing else f"has {wrong[0]}={row[wrong[0]]!r}"
             raise ConfigError(f"published[{place}] {told}; it needs a number as value, and text for the others.")
     return [Published(**row) for row in rows]
-
-
-PUBLISHED_TYPES: dict[Any, tuple[type, ...]] = {str: (str,), float: (int, float), str | None: (str, NoneType)}
 
 
 def _put(content: dict[str, Any], path: Sequence[str], value: str) -> None:

@@ -150,7 +150,6 @@ class PrefixMethod(AddingMethod):
     """Settings common to the prefix methods."""
 
     size_setting: ClassVar[str | None] = "prefix"
-    learning_rate: ClassVar[float] = 5e-3
 
     prefix: int = 16
     """l: trained vectors in front of every row."""
