@@ -1,4 +1,4 @@
-"""Times steps side by side: all cases in one process, in turn, round after round; medians, and ratios in a round.
+"""Times steps side by side: all cases in one process, in turn, round after round; medians, and ratios of neighbours.
 
 With one thread on a CPU, time is what the process was given of it, so that other work on the machine disturbs a ratio
 little; with several, where waiting threads spin, it is the clock's.
@@ -38,26 +38,39 @@ def seconds(step: Callable[[], Any], cuda: bool) -> float:
 
 
 def interleaved(cases: Sequence[Case], rounds: int, warmups: int, cuda: bool) -> list[Row]:
-    """Median seconds of each case, and the median over rounds of its ratio to the first case of the same round."""
+    """Median seconds of each case and the median of its ratio to the first case, which runs before and after each of
+    the others: the mean of its neighbours, so that a machine which becomes slower does not count. Beside it, the ratio
+    of the least times.
+    """
     for case in cases:
         for _ in range(warmups):
             case.step()
-    times: list[list[float]] = [[seconds(case.step, cuda) for case in cases] for _ in range(rounds)]
-    rows = []
-    for i, case in enumerate(cases):
-        own = [round_[i] for round_ in times]
-        ratios = [round_[i] / round_[0] for round_ in times]
-        spread = statistics.quantiles(ratios, n=4) if rounds > 1 else [ratios[0]] * 3
-        rows.append(
-            {
-                "case": case.name,
-                "ms": round(1000 * statistics.median(own), 3),
-                "ratio": round(statistics.median(ratios), 4),
-                "ratio_quartiles": [round(spread[0], 4), round(spread[2], 4)],
-                "trainable": case.trainable,
-            }
-        )
-    return rows
+    first, *others = cases
+    own: list[list[float]] = [[] for _ in cases]
+    ratios: list[list[float]] = [[] for _ in cases]
+    for _ in range(rounds):
+        before = seconds(first.step, cuda)
+        own[0].append(before)
+        ratios[0].append(1.0)
+        for i, case in enumerate(others, start=1):
+            taken, after = seconds(case.step, cuda), seconds(first.step, cuda)
+            own[i].append(taken)
+            own[0].append(after)
+            ratios[i].append(2 * taken / (before + after))
+            before = after
+    return [_row(case, own[i], ratios[i], min(own[0])) for i, case in enumerate(cases)]
+
+
+def _row(case: Case, own: list[float], ratios: list[float], least_of_first: float) -> Row:
+    spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    return {
+        "case": case.name,
+        "ms": round(1000 * statistics.median(own), 3),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_quartiles": [round(spread[0], 4), round(spread[2], 4)],
+        "least_ratio": round(min(own) / least_of_first, 4),
+        "trainable": case.trainable,
+    }
 
 
 def cuda_peak(build: Callable[[], Case], warmups: int) -> tuple[str, int, int]:
@@ -123,7 +136,7 @@ def processor() -> str:
 def table(rows: Sequence[Row], title: str) -> str:
     """The rows as Markdown."""
     memory = any("peak_mib" in row for row in rows)
-    head = "| case | ms / step | ÷ floor | quartiles | trainable |" + (" peak MiB |" if memory else "")
+    head = "| case | ms / step | ÷ floor | quartiles | least ÷ least | trainable |" + (" peak MiB |" if memory else "")
     lines = [f"### {title}", "", head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
         low, high = row["ratio_quartiles"]
@@ -132,6 +145,7 @@ def table(rows: Sequence[Row], title: str) -> str:
             f"{row['ms']:.1f}",
             f"{row['ratio']:.3f}",
             f"{low:.3f}-{high:.3f}",
+            f"{row['least_ratio']:.3f}",
             f"{row['trainable']:,}",
         ]
         cells += [f"{row['peak_mib']:,}"] if memory and "peak_mib" in row else ([""] if memory else [])
