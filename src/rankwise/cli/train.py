@@ -1,5 +1,6 @@
 """rankwise train CONFIG.yaml [--FIELD VALUE ...]"""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -40,3 +41,4 @@ def report(config: RunConfig, result: Result, console: Console) -> None:
     if config.method.decides_while_training:
         console.print(layer_table(saved.ranks(), saved.frozen))
     console.print(f"run folder: {folder}; adapter: {folder / record.ADAPTER}", soft_wrap=True)
+    console.print(f"to look at it: rankwise report {shlex.quote(str(folder))}", soft_wrap=True)
