@@ -299,6 +299,17 @@ def test_a_step_with_a_non_finite_gradient_moves_and_teaches_nothing(method: Met
     assert events == [{"event": "skipped_non_finite", "step": t, "names": [f"{name}.{first}"]} for t in spoilt]
 
 
+def test_a_finite_gradient_whose_norm_overflows_is_finite():
+    adaptation, optimizer = adapted(rw.LoRA(rank=2))
+    with adaptation.attached(optimizer, total_steps=1):
+        for p in adaptation.parameters():
+            p.grad = torch.full_like(p, 1e30)
+            assert not torch.isfinite(torch.linalg.vector_norm(p.grad))
+        optimizer.step()
+    assert [line["event"] for line in adaptation.history.lines] == ["started"]
+    assert all(p.grad is not None for p in adaptation.parameters())
+
+
 @pytest.mark.parametrize("method", [ADALORA, METHODS["aflora"], rw.LoRA(rank=2)], ids=lambda m: m.name)
 def test_twenty_non_finite_steps_in_a_row_end_the_run(method: Method):
     adaptation, optimizer = adapted(method)

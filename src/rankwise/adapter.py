@@ -155,10 +155,12 @@ class LowRank(nn.Module, ABC):
     def _can_fuse(self) -> bool:
         """Only an exact nn.Linear, frozen, plain and without hooks: anything else must see its own forward called."""
         base = self.base
+        if type(base) is not nn.Linear:
+            return False
+        weight = base.weight
         return (
-            type(base) is nn.Linear
-            and (type(base.weight) is nn.Parameter or is_fake(base.weight))  # which stands for a plain one
-            and not base.weight.requires_grad
+            (type(weight) is nn.Parameter or is_fake(weight))  # which stands for a plain one
+            and not weight.requires_grad
             and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
             and not (base._backward_pre_hooks)
             and not torch.compiler.is_compiling()

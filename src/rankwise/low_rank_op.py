@@ -39,9 +39,8 @@ class Factors(NamedTuple):
     scale: float = 1.0  # kept apart from `gate`: a number is folded into the matrix product for nothing
 
     def to(self, dtype: torch.dtype) -> "Factors":
-        gate = None if self.gate is None else self.gate.to(dtype)
-        out = None if self.out is None else self.out.to(dtype)
-        return Factors(self.up.to(dtype), self.down.to(dtype), gate, out, self.scale)
+        up, down, gate, out = (_cast(t, dtype) for t in self[:4])
+        return Factors(up, down, gate, out, self.scale)  # type: ignore[arg-type]
 
     def delta(self) -> Tensor:
         """The update as one float32 matrix (d_out, d_in), scale included."""
@@ -102,16 +101,26 @@ def low_rank_linear(
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    up, down, gate, out, scale = factors.to(dtype)
-    bias = None if bias is None else bias.to(dtype)
+    up, down, gate, out, scale = factors
+    tensors = [_cast(t, dtype) for t in (x, weight, bias, up, down, gate, out)]
     apply: Callable[..., Tensor] = _LowRankLinear.apply
-    return apply(x.to(dtype), weight.to(dtype), bias, up, down, gate, out, scale, dropout)
+    return apply(*tensors, scale, dropout)
 
 
-def _scaled(h: Tensor, gate: Tensor | None, scale: float) -> Tensor:
+def _cast(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Asking first is cheaper than a conversion that converts nothing, and there are seven in every layer."""
+    return t if t is None or t.dtype == dtype else t.to(dtype)
+
+
+def _by_rank(gate: Tensor | None, scale: float) -> Tensor | float:
+    """scale · gate as a column (r, 1), or the number alone."""
     if gate is None:
-        return h if scale == 1 else h * scale
-    return h * (gate * scale)[:, None]
+        return scale
+    return gate.unsqueeze(1) if scale == 1 else gate.unsqueeze(1) * scale
+
+
+def _times(h: Tensor, by: Tensor | float) -> Tensor:
+    return h if not isinstance(by, Tensor) and by == 1 else h * by
 
 
 class _LowRankLinear(torch.autograd.Function):
@@ -131,18 +140,19 @@ class _LowRankLinear(torch.autograd.Function):
         X = x.reshape(-1, x.shape[-1])  # (N, d_in)
         h = down @ (X if dropout is None else dropout.apply(X)).T  # (r, N)
         # of `x` as it came: for `X` of a non-contiguous x another kernel is taken, which is not the base bit for bit
-        y = F.linear(x, weight, bias).reshape(-1, weight.shape[0])  # (N, d_out)
-        z = _scaled(h, gate, scale)  # (r, N)
+        y = F.linear(x, weight, bias)  # (..., d_out)
+        Y = y.view(-1, y.shape[-1])  # (N, d_out)
+        z = _times(h, _by_rank(gate, scale))  # (r, N)
         if out is None or _is_thin(up, X):
-            y.addmm_(z.T, _through(out, up).T)
+            Y.addmm_(z.T, _through(out, up).T)
         else:
-            y.addcmul_(z.T @ up.T, out)
+            Y.addcmul_(z.T @ up.T, out)
         _, _, _, needs_up, needs_down, needs_gate, needs_out, *_ = ctx.needs_input_grad
         kept_X = X if needs_down else None
         kept_h = h if needs_up or needs_gate or needs_out else None
         ctx.save_for_backward(kept_X, kept_h, weight, up, down, gate, out)
         ctx.scale, ctx.dropout, ctx.shape = scale, dropout, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     @once_differentiable
@@ -152,8 +162,9 @@ class _LowRankLinear(torch.autograd.Function):
         dropout: Dropout | None = ctx.dropout
         g = dy.reshape(-1, dy.shape[-1])  # (N, d_out)
         d_up = d_out = d_gate = d_down = dX = None
+        by_rank = _by_rank(gate, ctx.scale)
         if needs_up or needs_out:
-            M = _scaled(h, gate, ctx.scale) @ g  # (r, d_out)
+            M = _times(h, by_rank) @ g  # (r, d_out)
             if needs_out:
                 d_out = (up.T * M).sum(dim=0)
             if needs_up:
@@ -162,8 +173,8 @@ class _LowRankLinear(torch.autograd.Function):
             thin = out is None or _is_thin(up, g)
             dz = _through(out, up).T @ g.T if thin else up.T @ (g * out).T  # (r, N)
             if needs_gate:
-                d_gate = ctx.scale * (dz * h).sum(dim=1)
-            dh = _scaled(dz, gate, ctx.scale)
+                d_gate = _times((dz * h).sum(dim=1), ctx.scale)
+            dh = _times(dz, by_rank)
             if needs_down:
                 d_down = dh @ (X if dropout is None else dropout.apply(X))
             if needs_x:
@@ -178,7 +189,7 @@ def _is_thin(up: Tensor, rows: Tensor) -> bool:
 
 
 def _through(out: Tensor | None, up: Tensor) -> Tensor:
-    return up if out is None else out[:, None] * up
+    return up if out is None else out.unsqueeze(1) * up
 
 
 def _add_branch(dX: Tensor, dh: Tensor, down: Tensor, dropout: Dropout | None) -> Tensor:
