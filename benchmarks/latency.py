@@ -94,7 +94,7 @@ def main() -> None:
         problem = make()
         problem.batch.pop("labels", None)
         slow = not cuda and len(problem.batch["input_ids"]) > 1
-        rounds = max(3, options.rounds // 5) if slow else options.rounds
+        rounds = max(2, options.rounds // 5) if slow else options.rounds
         rows: list[Row] = interleaved(cases(problem), rounds, warmups=1 if slow else 2, cuda=cuda)
         tables.append(table(rows, title))
         goals.append(Goal(f"merged ÷ base, {title}", rows[1]["ratio"], 1.02))

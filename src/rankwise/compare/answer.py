@@ -118,7 +118,8 @@ def _tested(found: Sequence[tuple[Row, list[float], list[float]]]) -> str:
     theirs = [score for _, _, others in found for score in others]
     p = paired_p([s * o for s, o in zip(signs, ours, strict=True)], [s * t for s, t in zip(signs, theirs, strict=True)])
     verdict = "" if p is None or p <= SIGNIFICANT else ", which is not significant"
-    return f"; over {len(ours)} pairs of runs p = {p:.3g}{verdict}"
+    pairs = "1 pair" if len(ours) == 1 else f"{len(ours)} pairs"
+    return f"; over {pairs} of runs p = {p:.3g}{verdict}"
 
 
 def _reservations(rows: Sequence[Row]) -> Iterator[str]:
