@@ -39,8 +39,7 @@ def seconds(step: Callable[[], Any], cuda: bool) -> float:
 
 def interleaved(cases: Sequence[Case], rounds: int, warmups: int, cuda: bool) -> list[Row]:
     """Median seconds of each case and the median of its ratio to the first case, which runs before and after each of
-    the others: the mean of its neighbours, so that a machine which becomes slower does not count. Beside it, the ratio
-    of the least times.
+    the others: the mean of its neighbours, so that a machine which becomes slower does not count.
     """
     for case in cases:
         for _ in range(warmups):
@@ -58,17 +57,16 @@ def interleaved(cases: Sequence[Case], rounds: int, warmups: int, cuda: bool) ->
             own[0].append(after)
             ratios[i].append(2 * taken / (before + after))
             before = after
-    return [_row(case, own[i], ratios[i], min(own[0])) for i, case in enumerate(cases)]
+    return [_row(case, own[i], ratios[i]) for i, case in enumerate(cases)]
 
 
-def _row(case: Case, own: list[float], ratios: list[float], least_of_first: float) -> Row:
+def _row(case: Case, own: list[float], ratios: list[float]) -> Row:
     spread = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
     return {
         "case": case.name,
         "ms": round(1000 * statistics.median(own), 3),
         "ratio": round(statistics.median(ratios), 4),
         "ratio_quartiles": [round(spread[0], 4), round(spread[2], 4)],
-        "least_ratio": round(min(own) / least_of_first, 4),
         "trainable": case.trainable,
     }
 
@@ -136,7 +134,7 @@ def processor() -> str:
 def table(rows: Sequence[Row], title: str) -> str:
     """The rows as Markdown."""
     memory = any("peak_mib" in row for row in rows)
-    head = "| case | ms / step | ÷ floor | quartiles | least ÷ least | trainable |" + (" peak MiB |" if memory else "")
+    head = "| case | ms / step | ÷ floor | quartiles | trainable |" + (" peak MiB |" if memory else "")
     lines = [f"### {title}", "", head, "|" + "---|" * (head.count("|") - 1)]
     for row in rows:
         low, high = row["ratio_quartiles"]
@@ -145,7 +143,6 @@ def table(rows: Sequence[Row], title: str) -> str:
             f"{row['ms']:.1f}",
             f"{row['ratio']:.3f}",
             f"{low:.3f}-{high:.3f}",
-            f"{row['least_ratio']:.3f}",
             f"{row['trainable']:,}",
         ]
         cells += [f"{row['peak_mib']:,}"] if memory and "peak_mib" in row else ([""] if memory else [])
