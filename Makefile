@@ -54,10 +54,16 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGG
 test-llama-cpp: .venv/.ready .llama-cpp/.ready
 	HF_HUB_OFFLINE=1 PYTHONPATH=.llama-cpp $(BIN)/python -m pytest -s tests/test_llama_cpp.py
 
-# Each prints its figures beside the goals and keeps them in benchmarks/results/. Nothing else should run meanwhile.
-BENCHMARKS := allocating steps flops memory starting latency bank
+# What fits in a quarter of an hour. Each prints its figures beside the goals and keeps them in benchmarks/results/; nothing
+# else should run meanwhile. The others are run by hand: docs/benchmarks.md.
+BENCH := $(RUN)/python -W ignore benchmarks
 bench: .venv/.ready
-	for name in $(BENCHMARKS); do $(RUN)/python -W ignore benchmarks/$$name.py || exit 1; done
+	$(BENCH)/allocating.py
+	$(BENCH)/steps.py --rounds 5 --without VeRA dropout
+	$(BENCH)/flops.py
+	$(BENCH)/memory.py
+	$(BENCH)/starting.py
+	$(BENCH)/latency.py --rounds 5
 
 # Into site/, to be read from the disk: site/index.html.
 docs: .venv/.ready
