@@ -159,13 +159,14 @@ MOST_BAD_STEPS = 20
 def all_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether no element of any gradient is NaN or infinite.
 
-    The norms tell, at a quarter of what the largest magnitudes cost on a CPU, unless one overflows where no element does.
+    The norms tell, at a quarter of what the largest magnitudes cost on a CPU, unless one overflows where no element
+    does.
     """
     held = [g.detach() for g in gradients if g.numel()]  # a layer compacted to rank 0 has empty ones
     if not held:
         return True
-    norms = torch._foreach_norm(held, dtype=torch.float32)
-    finite = bool(torch.isfinite(torch.stack([n.to(held[0].device) for n in norms])).all())
+    norms = [n.to(held[0].device, torch.float32) for n in torch._foreach_norm(held)]
+    finite = bool(torch.isfinite(torch.stack(norms)).all())
     return finite or all(bool(torch.isfinite(g).all()) for g in held)
 
 

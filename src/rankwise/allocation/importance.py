@@ -17,14 +17,15 @@ from torch import Tensor
 Signal = Literal["gradient", "sensitivity", "relative_gradient"]
 
 
+@torch.no_grad()
 def raw_signal(signal: Signal, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """I per element, float32: |g|, |w · g|, or |g / w| (0 where w is 0)."""
     if not gradients:
         return []
-    g32 = [g.detach().float() for g in gradients]
+    g32 = [_in_float32(g) for g in gradients]
     if signal == "gradient":
         return list(torch._foreach_abs(g32))
-    w32 = [w.detach().float() for w in weights]
+    w32 = [_in_float32(w) for w in weights]
     if signal == "sensitivity":
         products = list(torch._foreach_mul(g32, w32))
     else:
@@ -32,6 +33,10 @@ def raw_signal(signal: Signal, weights: Sequence[Tensor], gradients: Sequence[Te
         products = [torch.where(w == 0, 0.0, g / w) for w, g in zip(w32, g32, strict=True)]
     torch._foreach_abs_(products)
     return products
+
+
+def _in_float32(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float32 else t.float()
 
 
 class Importance:
