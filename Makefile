@@ -54,7 +54,7 @@ LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGG
 test-llama-cpp: .venv/.ready .llama-cpp/.ready
 	HF_HUB_OFFLINE=1 PYTHONPATH=.llama-cpp $(BIN)/python -m pytest -s tests/test_llama_cpp.py
 
-# What fits in a quarter of an hour. Each prints its figures beside the goals and keeps them in benchmarks/results/; nothing
+# The quicker ones, for a quarter of an hour. Each prints its figures beside the goals and keeps them in benchmarks/results/; nothing
 # else should run meanwhile. The others are run by hand: docs/benchmarks.md.
 BENCH := $(RUN)/python -W ignore benchmarks
 bench: .venv/.ready

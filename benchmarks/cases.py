@@ -144,19 +144,19 @@ def peft_vera(problem: Problem) -> Case:
     return _peft("PEFT VeRA r=1024", problem, peft.VeraConfig(r=1024))
 
 
-def every_case(problem: Problem) -> dict[str, Callable[[], Case]]:
-    """Builders by name, in the order of the table; a builder is called when there is room for its tensors."""
-    return {
-        "floor": lambda: floor(problem),
-        "LoRA r=8": lambda: ours("LoRA r=8", LORA, problem),
-        "PEFT LoRA r=8": lambda: peft_lora(problem),
-        "LoRA r=8, dropout 0.05": lambda: ours("LoRA r=8, dropout 0.05", LORA_DROPOUT, problem),
-        "PEFT LoRA r=8, dropout 0.05": lambda: peft_lora(problem, dropout=0.05),
-        "AdaLoRA r=12": lambda: ours("AdaLoRA r=12", ADALORA, problem),
-        "PEFT AdaLoRA r=12": lambda: peft_adalora(problem),
-        "AFLoRA r=4": lambda: ours("AFLoRA r=4", AFLORA, problem),
-        "AFLoRA r=4, all frozen": lambda: ours("AFLoRA r=4, all frozen", AFLORA_FROZEN, problem),
-        "VeRA r=1024": lambda: ours("VeRA r=1024", rw.VeRA(rank=1024, also_train=()), problem),
-        "PEFT VeRA r=1024": lambda: peft_vera(problem),
-        "full fine-tuning": lambda: full(problem),
-    }
+def every_case(problem: Problem) -> list[Callable[[], Case]]:
+    """Builders in the order of the table; a builder is called when there is room for its tensors."""
+    return [
+        lambda: floor(problem),
+        lambda: ours("LoRA r=8", LORA, problem),
+        lambda: peft_lora(problem),
+        lambda: ours("LoRA r=8, dropout 0.05", LORA_DROPOUT, problem),
+        lambda: peft_lora(problem, dropout=0.05),
+        lambda: ours("AdaLoRA r=12", ADALORA, problem),
+        lambda: peft_adalora(problem),
+        lambda: ours("AFLoRA r=4", AFLORA, problem),
+        lambda: ours("AFLoRA r=4, all frozen", AFLORA_FROZEN, problem),
+        lambda: ours("VeRA r=1024", rw.VeRA(rank=1024, also_train=()), problem),
+        lambda: peft_vera(problem),
+        lambda: full(problem),
+    ]

@@ -61,7 +61,7 @@ def main() -> None:
     tables, data = [], {}
     for name, shape in SHAPES.items():
         problem = make(shape)
-        builders = every_case(problem).values()
+        builders = every_case(problem)
         peaks = {}
         for build in builders:
             case, peak, _ = cuda_peak(build, warmups=2)

@@ -46,11 +46,10 @@ def interleaved(cases: Sequence[Case], rounds: int, warmups: int, cuda: bool) ->
             case.step()
     first, *others = cases
     own: list[list[float]] = [[] for _ in cases]
-    ratios: list[list[float]] = [[] for _ in cases]
+    ratios: list[list[float]] = [[1.0], *([] for _ in others)]
     for _ in range(rounds):
         before = seconds(first.step, cuda)
         own[0].append(before)
-        ratios[0].append(1.0)
         for i, case in enumerate(others, start=1):
             taken, after = seconds(case.step, cuda), seconds(first.step, cuda)
             own[i].append(taken)

@@ -38,8 +38,13 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
 
 
 def measured(problem: Problem, rounds: int, without: Sequence[str]) -> list[Row]:
-    builders = every_case(problem)
-    cases = [build() for name, build in builders.items() if not any(part in name for part in without)]
+    cases = []
+    for build in every_case(problem):
+        case = build()
+        if any(part in case.name for part in without):
+            case.close()
+        else:
+            cases.append(case)
     rows = interleaved(cases, rounds, warmups=2, cuda=False)
     for case in cases:
         case.close()

@@ -165,9 +165,11 @@ def all_finite(gradients: Sequence[Tensor]) -> bool:
     held = [g.detach() for g in gradients if g.numel()]  # a layer compacted to rank 0 has empty ones
     if not held:
         return True
-    norms = [n.to(held[0].device, torch.float32) for n in torch._foreach_norm(held)]
-    finite = bool(torch.isfinite(torch.stack(norms)).all())
-    return finite or all(bool(torch.isfinite(g).all()) for g in held)
+    return _all_finite(torch._foreach_norm(held)) or _all_finite(torch._foreach_norm(held, ord=torch.inf))
+
+
+def _all_finite(norms: Sequence[Tensor]) -> bool:
+    return bool(torch.stack([torch.isfinite(n).to(norms[0].device) for n in norms]).all())
 
 
 @contextmanager
