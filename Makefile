@@ -59,6 +59,7 @@ test-llama-cpp: .venv/.ready .llama-cpp/.ready
 BENCH := $(RUN)/python -W ignore benchmarks
 bench: .venv/.ready
 	$(BENCH)/allocating.py
+	$(BENCH)/layers.py
 	$(BENCH)/steps.py --rounds 5 --without VeRA dropout
 	$(BENCH)/flops.py
 	$(BENCH)/memory.py

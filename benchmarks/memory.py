@@ -4,8 +4,8 @@ and the most that a whole process holds, beside the floor, PEFT and full fine-tu
     python benchmarks/memory.py [--out benchmarks/results]
 
 Kept: bytes of the storages that autograd is given, once each, without parameters. Peak: resident memory of a process of
-its own at its highest mark in three steps, less what it held when the model was loaded; the machine's malloc is told to
-give back what is freed, for holes that it keeps are luck.
+its own, of one thread, at its highest mark in three steps, less what it held when the model was loaded; the machine's
+malloc is told to give back what is freed, for holes that it keeps are luck.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
@@ -81,7 +82,8 @@ def peak(name: str) -> int:
 
 
 def peak_alone(name: str) -> int:
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    environment = os.environ | malloc | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", __file__, "--alone", name]
     return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -114,12 +116,13 @@ def main() -> None:
     if options.alone:
         print(peak(options.alone))
         return
-    problem, kept, peaks = smollm2_problem(), {}, {}
+    with ThreadPool(2) as two_at_a_time:
+        peaks = {name: b / 1e6 for name, b in zip(CASES, two_at_a_time.map(peak_alone, CASES), strict=True)}
+    problem, kept = smollm2_problem(), {}
     for name, make in CASES.items():
         case = make(problem)
         kept[name] = kept_bytes(case.step) / 1e6
         case.close()
-        peaks[name] = peak_alone(name) / 1e6
     lines = ["| case | kept for backward, MB | peak above the model, MB |", "|---|---|---|"]
     lines += [f"| {name} | {kept[name]:.1f} | {peaks[name]:.0f} |" for name in CASES]
     tables = ["\n".join([*lines, ""]), goal_table(goals(kept, peaks))]

@@ -71,6 +71,16 @@ def test_a_cheaper_method_within_the_noise_is_taken() -> None:
     assert "smallest within its noise is lora at 0.08M" in sentences[1]
 
 
+def test_of_two_that_end_equally_small_the_one_that_trained_less_is_the_smaller() -> None:
+    records = {
+        **finals(LORA, 0.8, trainable_end=20_000.0, trainable_average=50_000.0),
+        **finals(ADA, 0.8, trainable_end=20_000.0, trainable_average=30_000.0),
+    }
+    sentences = told(one_task(), ALL, records)["answer"]
+    assert sentences[0].startswith("Take adalora at 0.3M")
+    assert "the smallest within its noise is adalora at 0.3M" in sentences[1]
+
+
 def test_a_clearly_better_method_is_taken_whatever_it_costs() -> None:
     records = {
         **finals(LORA, 0.70, 0.71, 0.72),

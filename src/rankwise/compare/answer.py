@@ -78,7 +78,7 @@ def _of_task(rows: Sequence[Row]) -> Iterator[str]:
     if not rows:
         return
     best = best_of(rows)
-    smallest = min((row for row in rows if within_noise(row, best)), key=_size)
+    smallest = min((row for row in rows if within_noise(row, best)), key=lambda row: (_size(row), _cost(row)))
     yield (
         f"{best.entry.task}: {best.name} has the best {best.metric}, {_told(best)}; the smallest within its noise is "
         f"{smallest.name}, {_told(smallest)}, with {_size(smallest):,.0f} parameters at the end."
