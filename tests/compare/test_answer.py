@@ -152,6 +152,21 @@ def test_an_edge_of_the_grid_is_told() -> None:
     assert not any("edge" in s for s in told(one_task(), [wide], records)["answer"])
 
 
+def test_a_run_that_fell_behind_its_search_is_told() -> None:
+    wide = entry("sst2", "lora", "0.3M", 1e-3, 3e-3, 1e-2)
+    records = {**searched(wide, 0.7, 0.8, 0.9), **finals(wide, 0.85, 0.1, rate=1e-2)}
+    [about] = [s for s in told(one_task(), [wide], records)["answer"] if "behind" in s]
+    assert "sst2/lora/0.3M, seed 1 (0.1000; 0.9000 in the search)." in about and "seed 0" not in about
+    worse = {"metric": "perplexity", "higher_is_better": False}
+    records = {name: {**r, **worse} for name, r in {**searched(wide, 9, 5, 7), **finals(wide, 6, 5, rate=3e-3)}.items()}
+    [about] = [s for s in told(one_task(), [wide], records)["answer"] if "behind" in s]
+    assert "seed 0 (6.0000; 5.0000 in the search)" in about and "seed 1" not in about
+    undefined = {name: {**r, "score": None} for name, r in finals(wide, 0.5, rate=1e-2).items()}
+    records = {**searched(wide, 0.7, 0.8, 0.9), **finals(wide, 0.1, 0.9, rate=1e-2)}
+    records |= undefined
+    assert any("seed 0 (no score; 0.9000" in s for s in told(one_task(), [wide], records)["answer"])
+
+
 def test_published_numbers_stand_beside_ours() -> None:
     published = [
         Published(task="sst2", method="adalora", value=96.1, source="Zhang et al., table 1"),

@@ -132,6 +132,12 @@ def _reservations(rows: Sequence[Row]) -> Iterator[str]:
             f"With {seeds} seeds the test cannot give less than p = {least:g} on one task, whatever the difference: "
             f"none of them is significant by itself. {_needed()} seeds could be."
         )
+    behind = [one for row in rows for one in _behind_the_search(row)]
+    if behind:
+        yield (
+            "Runs far behind what their learning rate had in the search, which is shorter: "
+            f"{'; '.join(behind)}. A lower rate may be steadier."
+        )
     edges = [
         f"{row.entry.name} ({row.rate:g})"
         for row in rows
@@ -139,6 +145,18 @@ def _reservations(rows: Sequence[Row]) -> Iterator[str]:
     ]
     if edges:
         yield f"The best learning rate is at the edge of its grid for {', '.join(edges)}: a wider grid may do better."
+
+
+def _behind_the_search(row: Row) -> Iterator[str]:
+    """Runs without a score, and those that lost more than a tenth of the one in the search."""
+    for seed, run in row.runs.items():
+        score, searched = run["score"], row.searched
+        if searched is None:
+            continue
+        lost = float("inf") if score is None else (searched - score) * (1 if row.upwards else -1)
+        if lost > abs(searched) / 10:
+            ended = "no score" if score is None else shown(score)
+            yield f"{row.entry.name}, seed {seed} ({ended}; {shown(searched)} in the search)"
 
 
 def _needed() -> int:

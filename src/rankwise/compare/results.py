@@ -1,7 +1,7 @@
 """comparison.json: what the runs come to, task by task, row by row."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ class Row:
     entry: Entry
     rate: float | None
     runs: dict[int, Record]
+    searched: float | None = None
+    """Score of the rate in the search; None where there was none, or nothing that could be scored."""
     versus: "Row | None" = None
     """The baseline at the same budget, or else at the size that is nearest."""
 
@@ -65,10 +67,7 @@ def rows_of(spec: Spec, entries: Sequence[Entry], records: Mapping[str, Record])
     rows = [_row(spec, entry, records) for entry in entries]
     baselines = [row for row in rows if row.entry.method == spec.baseline_label]
     return [
-        Row(entry=row.entry, rate=row.rate, runs=row.runs, versus=_versus(row, baselines))
-        if row.entry.method != spec.baseline_label
-        else row
-        for row in rows
+        replace(row, versus=_versus(row, baselines)) if row.entry.method != spec.baseline_label else row for row in rows
     ]
 
 
@@ -77,7 +76,14 @@ def _row(spec: Spec, entry: Entry, records: Mapping[str, Record]) -> Row:
     if rate is None:
         return Row(entry=entry, rate=None, runs={})
     found = {seed: records.get(final(entry, seed, rate, Path()).name) for seed in spec.seed_list}
-    return Row(entry=entry, rate=rate, runs={s: record for s, record in found.items() if record and is_done(record)})
+    runs = {seed: record for seed, record in found.items() if record and is_done(record)}
+    return Row(entry=entry, rate=rate, runs=runs, searched=_searched(entry, rate, records))
+
+
+def _searched(entry: Entry, rate: float, records: Mapping[str, Record]) -> float | None:
+    cells = dict(zip(entry.rates, searches(entry, Path()), strict=True)) if len(entry.rates) > 1 else {}
+    score = records[cells[rate].name]["score"] if rate in cells else None
+    return None if score is None else float(score)
 
 
 def _versus(row: Row, baselines: Sequence[Row]) -> Row | None:
