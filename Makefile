@@ -60,11 +60,11 @@ BENCH := $(RUN)/python -W ignore benchmarks
 bench: .venv/.ready
 	$(BENCH)/allocating.py
 	$(BENCH)/layers.py
-	$(BENCH)/steps.py --rounds 5 --without VeRA dropout
+	$(BENCH)/steps.py --rounds 4 --without VeRA dropout
 	$(BENCH)/flops.py
 	$(BENCH)/memory.py
 	$(BENCH)/starting.py
-	$(BENCH)/latency.py --rounds 5
+	$(BENCH)/latency.py --rounds 5 --rows 1
 
 # Into site/, to be read from the disk: site/index.html.
 docs: .venv/.ready

@@ -1,6 +1,6 @@
 """Latency of a forward pass: the base, a merged model, and un-merged adapters of every low-rank family beside PEFT's.
 
-    python benchmarks/latency.py [--threads 2] [--rounds 15] [--out benchmarks/results]
+    python benchmarks/latency.py [--threads 2] [--rounds 15] [--rows 1 16] [--out benchmarks/results]
 
 On a CPU: SmolLM2-135M with 1 row of 128 tokens, and fewer families with 16 rows, in a fifth of the rounds, and on
 GPT-2-medium shapes with 1 row, one cell of the LoRA paper's latency table. On a GPU all three cells of that table:
@@ -82,13 +82,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="of SmolLM2, on a CPU")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cuda = torch.cuda.is_available()
     medium = [(32, 512), (16, 256), (1, 128)] if cuda else [(1, 128)]
     problems = {f"GPT-2-medium shapes, {r} × {t}": partial(gpt2_medium, r, t) for r, t in medium}
     if not cuda:
-        problems |= {f"SmolLM2-135M, {rows} × 128": partial(smollm2_problem, rows) for rows in (1, 16)}
+        problems |= {f"SmolLM2-135M, {rows} × 128": partial(smollm2_problem, rows) for rows in options.rows}
     tables, goals, data = [], [], {}
     for title, make in problems.items():
         problem = make()
