@@ -107,6 +107,13 @@ def test_where_the_baseline_is_not_beaten_is_said() -> None:
     assert "over 6 pairs of runs p = 0.25," in about and "not significant" in about
 
 
+def test_who_could_not_be_recommended_is_told() -> None:
+    rte = [entry("rte", "lora", "0.3M"), entry("rte", "adalora", "0.3M")]
+    records = {**finals(LORA, 0.8), **finals(ADA, 0.9), **finals(rte[0], 0.5)}
+    first = told(spec(), [LORA, ADA, *rte], records)["answer"][0]
+    assert first.startswith("Take lora at 0.3M") and first.endswith("for want of a run on some task: adalora at 0.3M.")
+
+
 def test_what_few_seeds_cannot_say() -> None:
     records = {**finals(LORA, 0.80, 0.81, 0.82), **finals(ADA, 0.9, 0.91, 0.92)}
     [about] = [s for s in told(one_task(), ALL, records)["answer"] if "cannot give less" in s]
@@ -165,6 +172,13 @@ def test_a_run_that_fell_behind_its_search_is_told() -> None:
     records = {**searched(wide, 0.7, 0.8, 0.9), **finals(wide, 0.1, 0.9, rate=1e-2)}
     records |= undefined
     assert any("seed 0 (no score; 0.9000" in s for s in told(one_task(), [wide], records)["answer"])
+
+
+def test_a_collapsed_run_does_not_widen_the_noise() -> None:
+    wide = entry("sst2", "bitfit", None, 1e-3, 3e-3, 1e-2, parameters=90_000)
+    records = {**finals(LORA, 0.85, 0.84), **searched(wide, 0.7, 0.8, 0.75), **finals(wide, 0.0, 0.84, rate=3e-3)}
+    sentences = told(one_task(), [LORA, wide], records)["answer"]
+    assert sentences[0].startswith("Take lora at 0.3M") and "nothing smaller is within its noise" in sentences[1]
 
 
 def test_published_numbers_stand_beside_ours() -> None:

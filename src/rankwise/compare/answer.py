@@ -33,7 +33,9 @@ def best_of(rows: Sequence[Row]) -> Row:
 
 def within_noise(row: Row, best: Row) -> bool:
     """Whether the difference of the means is less than two of its standard errors; without spread, whether there is
-    none."""
+    none. Never where a run fell far behind its search: the spread that it makes would let anything pass."""
+    if row is not best and any(_behind_the_search(row)):
+        return False
     least = noise(list(row.scores.values()), list(best.scores.values())) or 0.0
     return row is best or _upwards(best) - _upwards(row) <= least
 
@@ -68,9 +70,11 @@ def _recommendation(rows: Sequence[Row]) -> Iterator[str]:
     near = {n: sum(within_noise(row, best[row.entry.task]) for row in found) for n, found in complete.items()}
     taken = min(complete, key=lambda name: (-near[name], mean([_cost(row) for row in complete[name]])))
     cost = mean([_cost(row) for row in complete[taken]])
+    left = [name for name in of_name if name not in complete]
     yield (
         f"Take {taken}: within the noise of the best on {near[taken]} of {len(tasks)} tasks, with {cost:,.0f} "
         "trainable parameters on average over its runs, heads not counted."
+        + (f" Not considered, for want of a run on some task: {', '.join(left)}." if left else "")
     )
 
 
