@@ -64,7 +64,7 @@ bench: .venv/.ready
 	$(BENCH)/flops.py
 	$(BENCH)/memory.py
 	$(BENCH)/starting.py
-	$(BENCH)/latency.py --rounds 5 --rows 1
+	$(BENCH)/latency.py --rounds 3 --rows 1
 
 # Into site/, to be read from the disk: site/index.html.
 docs: .venv/.ready
