@@ -169,8 +169,7 @@ def test_a_run_that_fell_behind_its_search_is_told() -> None:
     [about] = [s for s in told(one_task(), [wide], records)["answer"] if "behind" in s]
     assert "seed 0 (6.0000; 5.0000 in the search)" in about and "seed 1" not in about
     undefined = {name: {**r, "score": None} for name, r in finals(wide, 0.5, rate=1e-2).items()}
-    records = {**searched(wide, 0.7, 0.8, 0.9), **finals(wide, 0.1, 0.9, rate=1e-2)}
-    records |= undefined
+    records = {**searched(wide, 0.7, 0.8, 0.9), **finals(wide, 0.1, 0.9, rate=1e-2), **undefined}
     assert any("seed 0 (no score; 0.9000" in s for s in told(one_task(), [wide], records)["answer"])
 
 

@@ -153,10 +153,11 @@ def _reservations(rows: Sequence[Row]) -> Iterator[str]:
 
 def _behind_the_search(row: Row) -> Iterator[str]:
     """Runs without a score, and those that lost more than a tenth of the one in the search."""
+    searched = row.searched
+    if searched is None:
+        return
     for seed, run in row.runs.items():
-        score, searched = run["score"], row.searched
-        if searched is None:
-            continue
+        score = run["score"]
         lost = float("inf") if score is None else (searched - score) * (1 if row.upwards else -1)
         if lost > abs(searched) / 10:
             ended = "no score" if score is None else shown(score)

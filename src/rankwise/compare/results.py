@@ -81,8 +81,9 @@ def _row(spec: Spec, entry: Entry, records: Mapping[str, Record]) -> Row:
 
 
 def _searched(entry: Entry, rate: float, records: Mapping[str, Record]) -> float | None:
-    cells = dict(zip(entry.rates, searches(entry, Path()), strict=True)) if len(entry.rates) > 1 else {}
-    score = records[cells[rate].name]["score"] if rate in cells else None
+    if len(entry.rates) == 1:
+        return None
+    score = records[searches(entry, Path())[entry.rates.index(rate)].name]["score"]
     return None if score is None else float(score)
 
 
