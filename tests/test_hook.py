@@ -2,6 +2,7 @@
 
 import gc
 import json
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -203,7 +204,11 @@ def test_two_adapted_models_on_one_optimizer():
             step(first, optimizer, next(stream(1)))
         assert (first.controller.step, second.controller.step) == (1, 1)
         step(first, optimizer, next(stream(1)))
-    assert (first.controller.step, second.controller.step) == (2, 1)
+        assert (first.controller.step, second.controller.step) == (2, 1)
+        before = state_of_model(second)
+        with pytest.raises(rw.StateError, match="not attached"):  # it would train, and nothing would decide
+            step(second, optimizer, next(stream(1)))
+        assert_equal(state_of_model(second), before)
 
 
 def test_compacted_parameters_are_guarded_too():
@@ -240,7 +245,7 @@ def test_what_cannot_be_attached():
     ):
         pass
     with (
-        pytest.raises(rw.StateError, match="0 of total_steps=24; it cannot continue with total_steps=30"),
+        pytest.raises(rw.StateError, match=r"run 0 steps .* total_steps=24; it cannot continue with total_steps=30"),
         adaptation.attached(optimizer, total_steps=30),
     ):
         pass
@@ -481,7 +486,7 @@ def test_an_interrupted_run_continues_bit_for_bit(row, stop: int, tmp_path):
 def test_loading_without_resume_begins_a_new_run(tmp_path):
     adaptation = run(ADALORA, None)
     adaptation.save(tmp_path / "adapter")
-    with pytest.raises(rw.StateError, match="24 of total_steps=24; it cannot continue with total_steps=50"):
+    with pytest.raises(rw.StateError, match=r"run 24 steps .* total_steps=24; it cannot continue with total_steps=50"):
         begin(rw.load(mlp(), tmp_path / "adapter"), 50)
     fresh = rw.load(mlp(), tmp_path / "adapter", resume=False)
     begin(fresh, 50)
@@ -491,3 +496,75 @@ def test_loading_without_resume_begins_a_new_run(tmp_path):
 def begin(adaptation: rw.Adaptation, total: int) -> None:
     with adaptation.attached(torch.optim.AdamW(adaptation.parameters()), total_steps=total):
         pass
+
+
+# ------------------------------------------------------------------ beyond the planned run, and in parts
+
+
+@pytest.mark.parametrize("method", [rw.LoRA(rank=2), ADALORA], ids=lambda m: m.name)
+def test_a_run_that_goes_on_behind_its_steps_warns_once_and_is_saved(method: Method, tmp_path):
+    adaptation, optimizer = adapted(method)
+    with adaptation.attached(optimizer, total_steps=TOTAL):
+        for example in stream(TOTAL):
+            step(adaptation, optimizer, example)
+        with pytest.warns(UserWarning, match=r"total_steps=24, and goes on behind") as told:
+            for example in stream(3):
+                step(adaptation, optimizer, example)
+    assert len(told) == 1
+    adaptation.save(tmp_path / "adapter")
+    loaded = rw.load(mlp(), tmp_path / "adapter")
+    assert loaded.ranks() == adaptation.ranks()
+    optimizer = torch.optim.AdamW(loaded.parameters())
+    with loaded.attached(optimizer, total_steps=TOTAL):
+        step(loaded, optimizer, next(stream(1)))
+
+
+def test_the_history_goes_along_to_another_file(tmp_path):
+    adaptation, optimizer = adapted(ADALORA)
+    examples = list(stream(TOTAL))
+    with adaptation.attached(optimizer, total_steps=TOTAL):
+        for example in examples[:10]:
+            step(adaptation, optimizer, example)
+    with adaptation.attached(optimizer, total_steps=TOTAL, history=tmp_path / "history.jsonl"):
+        for example in examples[10:]:
+            step(adaptation, optimizer, example)
+    whole = run(ADALORA, tmp_path / "whole.jsonl")
+    assert adaptation.ranks() == whole.ranks()
+    assert (tmp_path / "history.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+def test_a_run_in_epochs_goes_on_with_epochs_of_its_length(tmp_path):
+    method = replace(ADALORA, warmup=rw.epochs(1), cooldown=rw.epochs(4))
+    adaptation, optimizer = adapted(method)
+    with adaptation.attached(optimizer, total_steps=TOTAL, steps_per_epoch=2):
+        step(adaptation, optimizer, next(stream(1)))
+    adaptation.save(tmp_path / "adapter")
+    loaded = rw.load(mlp(), tmp_path / "adapter")
+    for continued in (adaptation, loaded):
+        optimizer = torch.optim.AdamW(continued.parameters())
+        with (
+            pytest.raises(rw.StateError, match=r"steps_per_epoch=2; it cannot continue with steps_per_epoch=5"),
+            continued.attached(optimizer, total_steps=TOTAL, steps_per_epoch=5),
+        ):
+            pass
+        with continued.attached(optimizer, total_steps=TOTAL):
+            assert continued.controller.phases.warmup == 2
+
+
+# ------------------------------------------------------------------ compaction inside a run
+
+
+def test_compaction_lets_the_old_parameters_go():
+    adaptation, optimizer = adapted(replace(ADALORA, compact_at_end_of_budget=True))
+    old = [weakref.ref(p) for p in adaptation.parameters()]
+    before = {name: adapter.rank for name, adapter in adaptation.adapters.items()}
+    with adaptation.attached(optimizer, total_steps=TOTAL):
+        for example in stream(TOTAL - 2):
+            step(adaptation, optimizer, example)
+        gc.collect()
+        left = {id(ref()) for ref in old if ref() is not None}
+        assert sum(adapter.rank for adapter in adaptation.adapters.values()) < sum(before.values())
+        assert left <= {id(p) for p in adaptation.parameters()}  # of layers that lost nothing
+        x, y = next(stream(1))
+        step(adaptation, optimizer, (x * torch.nan, y))
+    assert adaptation.history.lines[-1]["names"][0] == "0.P"  # new parameters have names too

@@ -117,3 +117,16 @@ def test_a_zero_divergence_is_zero():
     same = torch.randn(3, 7)
     found = compared([same], [same])
     assert found.kl_largest == found.difference == 0 and found.same_top == 1
+
+
+def test_an_update_that_is_not_finite_is_not_merged():
+    adaptation = rw.adapt(LLAMA.build(), rw.LoRA(rank=2))
+    name, adapter = list(adaptation.adapters.items())[3]
+    with torch.no_grad():
+        adapter.B[0, 0] = torch.nan
+    before = {n: t.clone() for n, t in adaptation.model.state_dict().items()}
+    with pytest.raises(rw.StateError, match=f"1 of 14 layers hold values that are NaN or infinite, {name} first"):
+        adaptation.merge()
+    assert adaptation.adapters and adaptation.merge_error is None
+    after = adaptation.model.state_dict()
+    assert all(torch.equal(tensor, after[n]) or n.endswith(".B") for n, tensor in before.items())

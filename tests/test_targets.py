@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 import rankwise as rw
 from contract.models import ARCHITECTURES, BY_NAME, ENCODER, Architecture, _built
 from contract.runs import outputs, train
-from rankwise.architectures import blocks_of
+from rankwise.architectures import FAMILIES, blocks_of, role_of
 from rankwise.base_layers import kind_of
 from rankwise.targets import ModelView, find_sites, trained_modules
 
@@ -72,6 +72,28 @@ def test_structure_finds_the_same_roles_without_the_table(architecture: Architec
     if architecture.name == "deberta-v2":  # its attention module is called attention as BERT's is
         assert {n: view.role(n) for n in known} == known
     assert {n: view.role(n) for n in known} == known
+
+
+ROUTERS = {"qwen2_moe": "shared_expert_gate"}  # which nobody adapts
+FUSED_EXPERTS = ("mixtral", "qwen3_moe")  # no linears, and no other feed-forward
+BLOCKS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers", "n_layer")
+VARIANTS = [*((name, {}) for name in FAMILIES), ("longt5", {"encoder_attention_type": "transient-global"})]
+
+
+@pytest.mark.parametrize(("model_type", "settings"), VARIANTS, ids=str)
+def test_the_table_knows_every_layer_of_a_block(model_type: str, settings: dict[str, str]):
+    """As transformers builds the family, two blocks of it, without weights."""
+    config = AutoConfig.for_model(model_type, **settings)
+    for name in BLOCKS:
+        if name in config.to_dict():
+            setattr(config, name, 2)
+    with torch.device("meta"):
+        view = ModelView(AutoModel.from_config(config))
+    roles = {n: (view.role(n), role_of(n, view.model, "of none")) for n in view.linears()}
+    wrong = {n: pair for n, pair in roles.items() if len(set(pair)) > 1}
+    assert {n for n in wrong if not n.endswith(ROUTERS.get(model_type, "none"))} == set()
+    expected = {"attention"} if model_type in FUSED_EXPERTS else {"attention", "ffn"}
+    assert expected <= {role for role, _ in roles.values()}
 
 
 def test_masked_language_head_is_neither_adapted_nor_trained():

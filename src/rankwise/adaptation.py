@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from rankwise import compiling, distributed, hook, merging, surgery
 from rankwise.adapter import Installed, LowRank, Method
@@ -15,8 +16,8 @@ from rankwise.allocation.history import History, Started
 from rankwise.base_layers import count
 from rankwise.controller import Controller
 from rankwise.errors import StateError
+from rankwise.io import fitting, hub
 from rankwise.io import folder as files
-from rankwise.io import hub
 from rankwise.io.export import Exported, Layout, Wanted, export_lora
 from rankwise.part import Part
 from rankwise.summary import summary
@@ -71,8 +72,10 @@ class Adaptation:
         """Go to what `save` wrote of this very adaptation: weights, ranks, and with `resume` the state of its run.
 
         Build the optimizer afterwards, from `parameters()`: it lists what has frozen too, so that a saved optimizer
-        state fits. Raises FolderError if the folder is of another adaptation.
+        state fits. Raises, with nothing changed, FolderError if the folder is broken or of another adaptation, and
+        StateError while an optimizer is attached.
         """
+        self._check_detached()
         self._take(Path(path), files.read(Path(path)), resume=resume)
 
     def start_from(self, path: str | Path) -> None:
@@ -80,20 +83,26 @@ class Adaptation:
 
         Raises FolderError, with nothing changed, unless it is of the same method, layers and ranks.
         """
-        files.start_layers(Path(path), self.method, self.adapters, self.parts)
+        fitting.start_layers(Path(path), self.method, self.adapters, self.parts)
 
     def _take(self, path: Path, saved: files.Saved, *, resume: bool) -> None:
-        files.check_layers(path, saved, self.adapters, self.parts)
-        surgery.shrink(self.adapters, {name: layer["rank"] for name, layer in saved.layers.items()})
-        if resume and saved.run is not None:
-            files.check_run(path, saved, self.method, self.adapters)
-        files.copy_in(path, saved, self._added(), self.trained)
+        fitting.check_layers(path, saved, self.adapters, self.parts)
+        fitting.check_tensors(path, saved, self.adapters, self.parts, self.trained)
+        resumes = resume and saved.run is not None
+        if resumes:
+            fitting.check_run(path, saved, self.method, self.adapters)
+        surgery.shrink(self.adapters, saved.held())
+        fitting.copy_in(path, saved, self._added(), self.trained)
         self.controller = self._run = self._saved_run = None
-        if resume and saved.run is not None:
-            self._saved_run = saved.run | {"tensors": saved.state}
-            for name in saved.frozen:
-                layer, _, tensor = name.rpartition(".")
-                self.adapters[layer].freeze(tensor)
+        if resumes:
+            self._saved_run = (saved.run or {}) | {"tensors": saved.state}
+        self._freeze_only(saved.frozen if resumes else [])
+
+    def _freeze_only(self, names: Sequence[str]) -> None:
+        """Of the projections that train at first, those named do not any more, and all others do."""
+        for name in {*names, *self.frozen()}:
+            layer, _, tensor = name.rpartition(".")
+            self.adapters[layer].freeze(tensor) if name in names else self.adapters[layer].unfreeze(tensor)
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block the model is its base, bit for bit, with its heads as they were before training."""
@@ -126,10 +135,17 @@ class Adaptation:
         hook.check_holds(inner, [p for p in self._adapter_parameters() if p.requires_grad])
         distributed.check_run(self._adapter_parameters(), compacts=self.method.compacts)
         self._begin(total_steps, steps_per_epoch, None if history is None else Path(history), compiled)
-        settle = self.compact if self.method.compacts else None
-        start = 0 if self._run is None else self._run["steps"]
-        check = partial(compiling.prepare, self.model, self.adapters.values(), self.controller)
-        attachment = hook.Attachment(inner, self.controller, self.history, self._names(), start, settle, check)
+        attachment = hook.Attachment(
+            inner,
+            self.controller,
+            self.history,
+            layers=self.adapters.values(),
+            names=self._names,
+            steps=0 if self._run is None else self._run["steps"],
+            total_steps=total_steps,
+            check=partial(compiling.prepare, self.model, self.adapters.values(), self.controller),
+            settle=self._settle(inner) if self.method.compacts else None,
+        )
         with hook.hooked(attachment) as self.attachment:
             try:
                 yield self
@@ -149,6 +165,9 @@ class Adaptation:
         if self.controller is not None:
             self.controller.keep(result.kept)
         return result.regrown
+
+    def _settle(self, optimizer: Optimizer) -> hook.Settle:
+        return hook.Settle(self.compact, partial(surgery.check_compactable, self.adapters.values(), optimizer))
 
     def merge(
         self, *, dequantize: bool = False, dtype: torch.dtype | None = None, samples: Sequence[merging.Sample] = ()
@@ -239,31 +258,33 @@ class Adaptation:
 
     def _check_detached(self) -> None:
         if self.attachment is not None:
-            raise StateError("an optimizer is attached; leave its `with` block before taking the adapters out.")
+            raise StateError("an optimizer is attached; leave its `with` block before taking or changing the adapters.")
 
     def _begin(
         self, total_steps: int | None, steps_per_epoch: int | None, history: Path | None, compiled: bool
     ) -> None:
-        if self._run is not None:
-            hook.check_continues(total_steps, self._run)
-            return
+        """Begin a run, or go on with the one that was begun here or saved."""
         if total_steps is None and self._decides():
             raise StateError(f"{self.method.name} spreads its decisions over the run: attached() needs total_steps.")
-        start = 0
-        if self._saved_run is not None:
-            hook.check_continues(total_steps, self._saved_run)
-            start = int(self._saved_run["steps"])
-        if total_steps is not None:
+        begun = self._run or self._saved_run
+        if begun is not None:
+            hook.check_continues(begun, total_steps, steps_per_epoch if self._decides() else None)
+            steps_per_epoch = begun["steps_per_epoch"] or steps_per_epoch
+        if self._run is None and total_steps is not None:
             self.controller = self.method.controller(self.adapters, total_steps, steps_per_epoch)
         if self._saved_run is not None and self.controller is not None:
             self.controller.load_state_dict(self._saved_run)
         compiling.prepare(self.model, self.adapters.values(), self.controller, told=compiled)
+        steps = 0 if begun is None else int(begun["steps"])
+        if self._run is None:
+            self.history.write_to(history if distributed.is_first() else None, steps)
+            if steps == 0:
+                ranks = {name: adapter.rank for name, adapter in self.adapters.items()}
+                self.history.add(Started(0, self.method.name, total_steps, ranks))
+        elif history is not None and distributed.is_first():
+            self.history.move_to(history)
+        self._run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": steps}
         self._saved_run = None
-        self._run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": start}
-        self.history.write_to(history if distributed.is_first() else None, start)
-        if start == 0:
-            ranks = {name: adapter.rank for name, adapter in self.adapters.items()}
-            self.history.add(Started(0, self.method.name, total_steps, ranks))
 
     def _count_steps(self) -> None:
         if self._run is not None and self.attachment is not None:

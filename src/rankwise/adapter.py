@@ -62,6 +62,11 @@ class LowRank(nn.Module, ABC):
             self.held -= {name}
             parameter.requires_grad_(False)
 
+    def unfreeze(self, name: str) -> None:
+        """The named tensor trains again: its layer goes back to where it did."""
+        self.held -= {name}
+        self.own_parameter(name).requires_grad_(True)
+
     def trains(self, name: str) -> bool:
         """Whether the named parameter trains (still)."""
         return self.own_parameter(name).requires_grad and name not in self.held
@@ -162,7 +167,7 @@ class LowRank(nn.Module, ABC):
             (type(weight) is nn.Parameter or is_fake(weight))  # which stands for a plain one
             and not weight.requires_grad
             and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
-            and not (base._backward_pre_hooks)
+            and not (base._backward_pre_hooks or "forward" in vars(base))  # which accelerate's offloading puts there
             and not torch.compiler.is_compiling()
         )
 

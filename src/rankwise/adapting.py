@@ -7,8 +7,8 @@ from torch import nn
 from rankwise import compiling
 from rankwise.adaptation import Adaptation
 from rankwise.adapter import Method
-from rankwise.io import folder as files
-from rankwise.io import peft_objects, sources
+from rankwise.errors import StateError
+from rankwise.io import fitting, peft_objects, sources
 
 
 def adapt(model: nn.Module, method: Method | Any) -> Adaptation:
@@ -18,9 +18,11 @@ def adapt(model: nn.Module, method: Method | Any) -> Adaptation:
     from `adaptation.parameters()`. `method` may be a config of PEFT's: the first of `adaptation.notes` says what its
     fields became.
 
-    Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already.
+    Raises TargetError if targets or ranks do not fit the model, StateError if it is adapted already or its weights are
+    elsewhere.
     """
     model = compiling.inside(model)
+    _check_loaded(model)
     return Adaptation(model, *peft_objects.install(model, method))
 
 
@@ -39,8 +41,9 @@ def load(
     Raises FolderError, the model unchanged, if it is broken or of another model; ConfigError if `method` cannot be it.
     """
     model = compiling.inside(model)
+    _check_loaded(model)
     path, saved, notes = sources.opened(path, method, model, revision)
-    files.check_fits(path, saved, model)
+    fitting.check_fits(path, saved, model)
     installed = saved.method.install_saved(model, list(saved.layers), saved.trained)
     installed.notes = [*notes, *installed.notes]
     adaptation = Adaptation(model, saved.method, installed)
@@ -50,3 +53,12 @@ def load(
         adaptation.undo()
         raise
     return adaptation
+
+
+def _check_loaded(model: nn.Module) -> None:
+    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if absent:
+        raise StateError(
+            f"{len(absent)} parameters of the model have no values here, {absent[0]} first: they were not loaded, or "
+            "are offloaded to another device or the disk. Load the model onto the devices that it trains on."
+        )

@@ -33,7 +33,12 @@ _LLAMA = Family(
     r"(mlp|feed_forward|block_sparse_moe.*|mlp\.experts.*|mlp\.shared_expert)\.(gate_proj|up_proj|down_proj|gate_up_proj|fc1|fc2|w[123])",
 )
 _BART = Family(r"(self_attn|encoder_attn)\.([qkv]_proj|out_proj)", r"(^|.*\.)fc[12]")
-_T5 = Family(r"(SelfAttention|EncDecAttention)\.[qkvo]", r"(DenseReluDense|mlp)\.(wi|wi_0|wi_1|wo)")
+_STARCODER2 = Family(r"self_attn\.([qkvo]_proj)", r"mlp\.(c_fc|c_proj)")
+_WAV2VEC2 = Family(r"attention\.([qkv]_proj|out_proj)", r"feed_forward\.(intermediate|output)_dense")
+_T5 = Family(
+    r"(SelfAttention|EncDecAttention|LocalSelfAttention|TransientGlobalSelfAttention)\.[qkvo]",
+    r"(DenseReluDense|mlp)\.(wi|wi_0|wi_1|wo)",
+)
 _GPT2 = Family(r"(attn|crossattention)\.(c_attn|q_attn|c_proj)", r"mlp\.(c_fc|c_proj)")
 _DISTILBERT = Family(r"attention\.([qkv]|out)_lin", r"ffn\.lin[12]")
 _VIT = Family(
@@ -50,10 +55,12 @@ FAMILIES: dict[str, Family] = {
         ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gemma3_text"),
         _LLAMA,
     ),
-    **dict.fromkeys(("phi", "phi3", "olmo", "olmo2", "smollm3", "stablelm", "starcoder2", "granite", "cohere"), _LLAMA),
-    **dict.fromkeys(("bart", "mbart", "pegasus", "marian", "whisper", "m2m_100", "opt", "wav2vec2"), _BART),
+    **dict.fromkeys(("phi", "phi3", "olmo", "olmo2", "smollm3", "stablelm", "granite", "cohere"), _LLAMA),
+    **dict.fromkeys(("bart", "mbart", "pegasus", "marian", "whisper", "m2m_100", "opt"), _BART),
     **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), _T5),
     "gpt2": _GPT2,
+    "starcoder2": _STARCODER2,
+    "wav2vec2": _WAV2VEC2,
     "distilbert": _DISTILBERT,
     **dict.fromkeys(("vit", "deit", "dinov2"), _VIT),
 }

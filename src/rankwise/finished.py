@@ -16,8 +16,8 @@ from rankwise.adaptation import Adaptation
 from rankwise.adapter import LowRank
 from rankwise.base_layers import sizes
 from rankwise.errors import FolderError, StateError
+from rankwise.io import fitting, sources
 from rankwise.io import folder as files
-from rankwise.io import sources
 from rankwise.methods.lora import LoRA
 from rankwise.methods.low_rank import LowRankMethod
 from rankwise.plain import Plain
@@ -36,15 +36,15 @@ class Finished:
 def read_finished(source: sources.Source, model: nn.Module, revision: str | None) -> Finished:
     """A saved adapter, of any format that `load` reads. Raises FolderError if it is broken or of another model."""
     folder, saved, _ = sources.opened(source, None, model, revision)
-    files.check_fits(folder, saved, model)
+    fitting.check_fits(folder, saved, model)
     if not isinstance(saved.method, LowRankMethod):
         raise FolderError(f"{folder} holds a {saved.method.name} adapter, which has no low-rank form.")
     adapters = saved.method.build_saved(model, list(saved.layers))
-    files.check_layers(folder, saved, adapters, {})
-    shrink(adapters, {name: layer["rank"] for name, layer in saved.layers.items()})
+    fitting.check_layers(folder, saved, adapters, {})
+    shrink(adapters, saved.held())
     parameters = dict(model.named_parameters(remove_duplicate=False))
     trained = {name: nn.Parameter(torch.empty_like(parameters[name])) for name in saved.trained}
-    files.copy_in(folder, saved, adapters, trained)
+    fitting.copy_in(folder, saved, adapters, trained)
     return finished(adapters, trained)
 
 

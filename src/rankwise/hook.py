@@ -1,14 +1,15 @@
 """The only caller of a controller: hooks on the optimizer, so that no training loop can forget it.
 
-Before a step: are the gradients finite, then `observe`. After it: `act`, then the moments of what froze are released.
-A step that the loss scaler voids (fused optimizers are called for it all the same) is no step: nothing is observed,
-acted or counted. While a model carries a controller, the first step of an optimizer that holds its parameters without
-being attached raises.
+Before a step: its closure, if it has one, then are the gradients finite, then `observe`. After it: `act`, then the
+moments of what froze are released. A step that the loss scaler voids (fused optimizers are called for it all the same)
+is no step: nothing is observed, acted or counted. While a model carries a controller, the first step of an optimizer
+that holds its parameters without being attached raises.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.adapter import LowRank
 from rankwise.allocation.history import Froze, History, SkippedNonFinite
 from rankwise.base_layers import is_from
+from rankwise.closure import Arguments, with_closure_run
 from rankwise.controller import Controller
 from rankwise.distributed import everywhere, local
 from rankwise.errors import NonFiniteError, StateError
@@ -31,6 +33,11 @@ def unwrapped(optimizer: Any) -> Optimizer:
         optimizer = optimizer.optimizer
     if not isinstance(optimizer, Optimizer):
         raise StateError(f"attached() needs a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise StateError(
+            "LBFGS computes several gradients within a step, of which no decision can say which is the step's. Take an "
+            "optimizer that needs one, such as AdamW."
+        )
     return optimizer
 
 
@@ -45,13 +52,28 @@ def check_holds(optimizer: Optimizer, trained: Sequence[nn.Parameter]) -> None:
         )
 
 
-def check_continues(total_steps: int | None, run: Mapping[str, Any]) -> None:
-    """Raise StateError unless a run that has begun would go on to the same length."""
-    if total_steps != run["total_steps"]:
-        raise StateError(
-            f"this adaptation has run {run['steps']} of total_steps={run['total_steps']}; it cannot continue with "
-            f"total_steps={total_steps}. Pass the same number, or start anew with rankwise.load(..., resume=False)."
-        )
+def check_continues(run: Mapping[str, Any], total_steps: int | None, steps_per_epoch: int | None) -> None:
+    """Raise StateError unless a run that has begun would go on to the same length, in epochs of the same length.
+
+    `steps_per_epoch` may be unknown now, or have been before.
+    """
+    for name, was, now in (
+        ("total_steps", run["total_steps"], total_steps),
+        ("steps_per_epoch", run["steps_per_epoch"] or steps_per_epoch, steps_per_epoch or run["steps_per_epoch"]),
+    ):
+        if was != now:
+            raise StateError(
+                f"this adaptation has run {run['steps']} steps of a run with {name}={was}; it cannot continue with "
+                f"{name}={now}. Pass the same number, or start anew with "
+                "rankwise.load(..., resume=False)."
+            )
+
+
+class Settle(NamedTuple):
+    """What is done once, when nothing will be decided any more."""
+
+    act: Callable[[], object]
+    check: Callable[[], None]  # raises StateError, after the first step, where `act` would
 
 
 class Attachment:
@@ -62,22 +84,32 @@ class Attachment:
         optimizer: Optimizer,
         controller: Controller | None,
         history: History,
-        names: Mapping[nn.Parameter, str],  # of the parameters, for people
+        layers: Iterable[LowRank],  # whose training the controller sees
+        names: Callable[[], Mapping[nn.Parameter, str]],  # of the parameters, for people; compaction replaces some
         steps: int,  # real optimizer steps of the run so far
-        settle: Callable[[], object] | None = None,  # called once, when the controller has settled
+        total_steps: int | None = None,
         check: Callable[[], None] | None = None,  # called once, before the first step
+        settle: Settle | None = None,  # when the controller has settled
     ) -> None:
         self.optimizer, self.controller, self.history = optimizer, controller, history
-        self.names, self.steps = names, steps
+        self.layers = frozenset(layers)
+        self.names, self.steps, self.total_steps = names, steps, total_steps
         self._settle = None if controller is None or controller.settled else settle
         self._check = check
         self._void = False
         self._bad_in_a_row = 0
+        self._can_settle = None if self._settle is None else self._settle.check
 
-    def before_step(self, *_: Any) -> None:
+    def before_step(self, _: Optimizer, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
+        """Returns new arguments for the step where it has a closure, which has run."""
         if self._check is not None:
             self._check()
             self._check = None
+        ran = with_closure_run(args, given)
+        self._see_gradients()
+        return ran
+
+    def _see_gradients(self) -> None:
         for parameter in self._stopped():
             parameter.grad = None  # zeros, of DistributedDataParallel: they would decay the weight and revive moments
         found_inf = vars(self.optimizer).get("found_inf")  # set by GradScaler for the length of a fused step
@@ -92,8 +124,17 @@ class Attachment:
         if self._void:
             return
         self.steps += 1
+        if self.steps - 1 == self.total_steps:
+            warnings.warn(
+                f"the run was laid out for total_steps={self.total_steps}, and goes on behind them: what is decided "
+                "while it trains has been decided. Pass the number of steps that the loop takes.",
+                stacklevel=2,
+            )
         if self.controller is None:
             return
+        if self._can_settle is not None:  # now that the optimizer has its moments, and not when half the run is over
+            self._can_settle()
+            self._can_settle = None
         events = self.controller.act()
         for event in events:
             self.history.add(event)
@@ -101,7 +142,7 @@ class Attachment:
             self._release_moments()
         self._clear_moments()
         if self._settle is not None and self.controller.settled:
-            self._settle()
+            self._settle.act()
             self._settle = None
 
     def _drop_non_finite(self) -> None:
@@ -117,7 +158,8 @@ class Attachment:
             return
         finite = everywhere([all_finite([g]) for g in gradients], parameters)
         bad = [p for p, is_finite in zip(parameters, finite, strict=True) if not is_finite]
-        names = tuple(self.names.get(p, "a parameter of the model") for p in bad)
+        known = self.names()
+        names = tuple(known.get(p, "a parameter of the model") for p in bad)
         self.history.add(SkippedNonFinite(self.steps, names))
         for parameter in parameters:
             parameter.grad = None
@@ -180,20 +222,20 @@ def hooked(attachment: Attachment) -> Iterator[Attachment]:
         optimizer.register_step_pre_hook(attachment.before_step),
         optimizer.register_step_post_hook(attachment.after_step),
     ]
-    _ATTACHED.append(optimizer)
+    _ATTACHED.append(attachment)
     try:
         yield attachment
     finally:
         for hook in hooks:
             hook.remove()
-        _ATTACHED.remove(optimizer)  # once: it may be attached to another model too
+        _ATTACHED.remove(attachment)
         attachment.history.flush()
 
 
 # Layers whose training a controller has to see, held weakly: they leave with their model. Not their parameters, for
 # compaction and FSDP2 replace those.
 _GUARDED: WeakSet[LowRank] = WeakSet()
-_ATTACHED: list[Optimizer] = []
+_ATTACHED: list[Attachment] = []
 _HANDLES: list[RemovableHandle] = []  # of the one global hook, from the first guarded parameter on
 
 
@@ -205,10 +247,14 @@ def guard(layers: Iterable[LowRank]) -> None:
 
 
 def _refuse_unattached(optimizer: Optimizer, *_: Any) -> None:
-    if any(optimizer is attached for attached in _ATTACHED):
+    seen = {layer for attachment in _ATTACHED if attachment.optimizer is optimizer for layer in attachment.layers}
+    unseen = [layer for layer in _GUARDED if layer not in seen]
+    if not unseen:
         return
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if any(id(p) in stepped for layer in _GUARDED for p in layer.parameters(recurse=False)):
+    # attached to one model, an optimizer may hold the parameters of another that rests, and has no gradients
+    held = (p for group in optimizer.param_groups for p in group["params"])
+    stepped = {id(p) for p in held if p.grad is not None or not seen}
+    if any(id(p) in stepped for layer in unseen for p in layer.parameters(recurse=False)):
         raise StateError(
             f"{type(optimizer).__name__} is about to step an adapted model whose method decides while it trains, "
             "but nothing would decide: the optimizer is not attached. Train inside "

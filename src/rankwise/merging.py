@@ -100,9 +100,10 @@ def merge(
 ) -> MergeError:
     """Add every update to its weight, `take_out` the adapters, and measure. Warns where rounding loses much.
 
-    Raises StateError, with nothing merged, if a base is quantised and `dequantize` is off.
+    Raises StateError, with nothing merged, if a base is quantised and `dequantize` is off, or an update is not finite.
     """
     _check_packed(adapters, how.dequantize)
+    _check_finite(adapters)
     before = [logits(model, sample) for sample in how.samples]
     error, successors = _add_updates(model, adapters, how.dtype)
     take_out()
@@ -126,6 +127,15 @@ def _check_packed(adapters: Mapping[str, LowRank], dequantize: bool) -> None:
             f"{len(packed)} of {len(adapters)} layers have a quantised weight, {packed[0]} first, and most of an "
             "update would be lost in rounding to it. merge(dequantize=True) puts ordinary linears in their places, "
             "which take more memory; or save() the adapter and keep it beside the quantised model."
+        )
+
+
+def _check_finite(adapters: Mapping[str, LowRank]) -> None:
+    broken = [n for n, a in adapters.items() if not all(torch.isfinite(t).all() for t in a.tensors().values())]
+    if broken:
+        raise StateError(
+            f"{len(broken)} of {len(adapters)} layers hold values that are NaN or infinite, {broken[0]} first, and "
+            "merging would destroy the weights beneath. The run diverged; load an earlier checkpoint."
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rankwise.adapter import LowRank
+from rankwise.moments import sliced_state
 from rankwise.part import Part
 
 
@@ -54,33 +55,45 @@ def compact(adapters: Mapping[str, LowRank], optimizer: Optimizer | None) -> Com
     """Remove dead ranks from the tensors, their gradients and the optimizer's moments.
 
     Parameters are replaced, in the modules and in the optimizer's groups: a graph that is still alive from the last
-    step keeps the old ones, whose shape it has recorded.
+    step keeps the old ones, whose shape it has recorded. Raises StateError, with nothing changed, for moments in a form
+    that cannot be cut.
     """
-    result = Compaction({}, {}, 0)
-    regrown = 0
-    for name, adapter in adapters.items():
-        ranks = adapter.live.nonzero().flatten()
-        if ranks.numel() == adapter.rank:
-            continue
-        regrown += regrown_in(adapter)
-        result.kept[name] = ranks
-        for tensor, dim in adapter.rank_dims.items():
-            old = adapter._parameters[tensor]
-            assert old is not None
-            adapter._parameters[tensor] = result.replaced[old] = _sliced(old, dim, ranks)
+    kept = {n: a.live.nonzero().flatten() for n, a in adapters.items() if not a.live.all()}
+    regrown = sum(regrown_in(adapters[name]) for name in kept)
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
+    moments: dict[nn.Parameter, dict[str, object]] = {}
+    for name, ranks in kept.items():
+        for tensor, dim in adapters[name].rank_dims.items():
+            old = adapters[name].own_parameter(tensor)
+            replaced[old] = _sliced(old, dim, ranks)
             if optimizer is not None and old in optimizer.state:
-                optimizer.state[result.replaced[old]] = _sliced_state(optimizer.state.pop(old), old, dim, ranks)
+                moments[old] = sliced_state(optimizer, old, dim, ranks)
+    for name, ranks in kept.items():
+        adapter = adapters[name]
+        for tensor in adapter.rank_dims:
+            adapter._parameters[tensor] = replaced[adapter.own_parameter(tensor)]
         adapter.live = adapter.live[ranks]
     if optimizer is not None:
+        for old, state in moments.items():
+            del optimizer.state[old]
+            optimizer.state[replaced[old]] = state
         for group in optimizer.param_groups:
-            group["params"] = [result.replaced.get(p, p) for p in group["params"]]
-    return Compaction(result.kept, result.replaced, regrown)
+            group["params"] = [replaced.get(p, p) for p in group["params"]]
+    return Compaction(kept, replaced, regrown)
+
+
+def check_compactable(adapters: Iterable[LowRank], optimizer: Optimizer) -> None:
+    """Raise StateError if the optimizer keeps something of an adapter's tensor that `compact` could not cut."""
+    for adapter in adapters:
+        for tensor, dim in adapter.rank_dims.items():
+            sliced_state(optimizer, adapter.own_parameter(tensor), dim, adapter.live.nonzero().flatten())
 
 
 def shrink(adapters: Mapping[str, LowRank], ranks: Mapping[str, int]) -> None:
-    """Take new layers down to the ranks that a saved adapter has; what their tensors hold is still to come."""
+    """Take layers down to the ranks that a saved adapter has; what their tensors hold is still to come."""
     if any(ranks[name] != adapter.rank for name, adapter in adapters.items()):
         for name, adapter in adapters.items():
+            adapter.live.fill_(True)
             adapter.live[ranks[name] :] = False
         compact(adapters, None)
 
@@ -90,14 +103,6 @@ def _sliced(old: nn.Parameter, dim: int, ranks: Tensor) -> nn.Parameter:
     if old.grad is not None:
         new.grad = old.grad.index_select(dim, ranks)
     return new
-
-
-def _sliced_state(state: dict[str, object], old: Tensor, dim: int, ranks: Tensor) -> dict[str, object]:
-    """Moments have the parameter's shape; step counts and the like have not."""
-    return {
-        name: value.index_select(dim, ranks) if isinstance(value, Tensor) and value.shape == old.shape else value
-        for name, value in state.items()
-    }
 
 
 def regrown_in(adapter: LowRank) -> int:

@@ -10,6 +10,7 @@ from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig, PeftModel, Ve
 from peft.tuners.adalora import AdaLoraLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.vera import VeraLayer
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedModel
 
 import rankwise as rw
 import tiny
@@ -81,13 +82,32 @@ HEADS: dict[str, Make] = {
 }
 
 
-@pytest.mark.parametrize("name", HEADS)
+def distilbert() -> PreTrainedModel:
+    config = DistilBertConfig(vocab_size=50, max_position_embeddings=20, n_layers=2, n_heads=2, dim=16, hidden_dim=24)
+    return DistilBertForSequenceClassification(config)
+
+
+def of_distilbert() -> PeftConfig:
+    """PEFT's "classifier" is the end of the pre_classifier too."""
+    return LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_lin"])
+
+
+CASES = {name: (ENCODER.build, make) for name, make in HEADS.items()} | {"distilbert": (distilbert, of_distilbert)}
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_trains_in_full_what_peft_trains(name: str) -> None:
-    theirs = get_peft_model(ENCODER.build(), HEADS[name]())
+    build, make = CASES[name]
+    theirs = get_peft_model(build(), make())
     names = {n for n, p in theirs.named_parameters() if p.requires_grad and ".modules_to_save." in n}
-    adaptation = rw.adapt(ENCODER.build(), HEADS[name]())
+    adaptation = rw.adapt(build(), make())
     plain = {n.removeprefix("base_model.model.").replace(".modules_to_save.default", "") for n in names}
     assert set(adaptation.trained) == plain
+
+
+def test_a_module_to_save_that_is_not_there() -> None:
+    with pytest.raises(rw.TargetError, match="also_train='poolr' is no module"):
+        rw.adapt(ENCODER.build(), LoraConfig(r=2, target_modules=["query"], modules_to_save=["poolr"]))
 
 
 def test_one_line_says_what_each_field_became() -> None:

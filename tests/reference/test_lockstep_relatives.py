@@ -259,6 +259,23 @@ def test_the_cosine_penalty_is_the_formula_s():
     assert torch.isfinite(gradients[0]).all() and not gradients[0][:, 1].any() and not gradients[1].any()
 
 
+@pytest.mark.parametrize("frozen", [("P",), ("P", "Q")])
+def test_a_mean_penalty_stays_as_it_was_for_those_that_are_left(frozen: tuple[str, ...]):
+    def gradient(freeze: tuple[str, ...]) -> Tensor:
+        adaptation = rw.adapt(mlp(), rw.SVDLoRA(rank=3, orthogonality=1.0))
+        *others, last = adaptation.adapters.values()
+        for layer in others:
+            for name in freeze:
+                layer.freeze(name)
+        loss_of(adaptation.model, next(stream(1))).backward()
+        before = last.P.grad.clone()
+        controller = adaptation.method.controller(adaptation.adapters, 10, None)
+        controller.observe(None)
+        return last.P.grad - before
+
+    torch.testing.assert_close(gradient(frozen), gradient(()))
+
+
 @pytest.mark.parametrize("penalty", ["cosine", "mean_norm"])
 def test_a_penalty_pulls_lora_s_vectors_apart(penalty: str):
     values = {}

@@ -5,7 +5,7 @@ in an event stay on the device until `flush`, which is the only place that waits
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import count
 from pathlib import Path
@@ -151,14 +151,25 @@ class History:
         """
         self.flush()
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kept = (line for line in read_lines(path) if line["step"] < step) if step > 0 and path.exists() else ()
-            staging = path.with_name(f".{path.name}.staging")  # a crash while cutting must not cost what was decided
-            with staging.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in kept)
-            staging.replace(path)
-            self._kept = []
+            self._begin(
+                path, (ln for ln in read_lines(path) if ln["step"] < step) if step > 0 and path.exists() else ()
+            )
         self._path = path
+
+    def move_to(self, path: Path) -> None:
+        """Write from now on to `path`, and at once what this run has decided so far."""
+        self.flush()
+        if path != self._path:
+            self._begin(path, self.lines)
+            self._path = path
+
+    def _begin(self, path: Path, lines: Iterable[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f".{path.name}.staging")  # a crash while cutting must not cost what was decided
+        with staging.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        staging.replace(path)
+        self._kept = []
 
     def add(self, event: Event) -> None:
         self._pending.append(event)

@@ -12,7 +12,8 @@ from rankwise.cli.base_model import Base, Needs, adapter_and_base, weightless
 from rankwise.cli.console import make_console
 from rankwise.cli.help_page import examples
 from rankwise.errors import ConfigError
-from rankwise.io.folder import check_fits, describe_base, write
+from rankwise.io.fitting import check_fits
+from rankwise.io.folder import describe_base, write
 from rankwise.io.hub import located
 from rankwise.io.loralib import Loralib
 from rankwise.io.peft_import import outline

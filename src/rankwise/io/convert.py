@@ -17,7 +17,8 @@ import torch
 from rankwise.adapter import LowRank, Method
 from rankwise.errors import ConfigError, FolderError
 from rankwise.io.description import method_from_dict
-from rankwise.io.folder import Saved, check_layers, collect, copy_in
+from rankwise.io.fitting import check_layers, copy_in
+from rankwise.io.folder import Saved, collect
 from rankwise.io.peft_patterns import as_pattern
 from rankwise.methods import METHODS
 from rankwise.methods.low_rank import LowRankMethod
@@ -74,7 +75,7 @@ def _layers(folder: Path, saved: Saved) -> dict[str, LowRank]:
         raise FolderError(f"{folder} describes layers of {size:,} numbers, and holds far fewer.")
     adapters = method.build_bare(shapes)
     check_layers(folder, saved, adapters, {})
-    shrink(adapters, {name: layer["rank"] for name, layer in saved.layers.items()})
+    shrink(adapters, saved.held())
     own = {name: tensor for name, tensor in saved.tensors.items() if name not in saved.trained}
     copy_in(folder, replace(saved, tensors=own), adapters, {})
     return adapters

@@ -7,7 +7,6 @@ state.safetensors     the controller's state, when the method decides while it t
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rankwise.adapter import LowRank, Method, is_adapted
-from rankwise.base_layers import kind_of, sizes
-from rankwise.distributed import gather, grouped, is_first, local, part
-from rankwise.errors import FolderError, StateError
+from rankwise.adapter import LowRank, Method
+from rankwise.base_layers import sizes
+from rankwise.distributed import gather, is_first, local
+from rankwise.errors import FolderError
 from rankwise.io.atomic import replaced_files
-from rankwise.io.description import FORMAT, fault_of_numbers, method_as_dict, read_description
+from rankwise.io.description import FORMAT, method_as_dict, read_description
 from rankwise.io.read_whole import read_whole
 from rankwise.io.untrusted import brief, check_ordinary
 from rankwise.part import Part
@@ -67,6 +66,10 @@ class Saved:
     def ranks(self) -> dict[str, int]:
         """Live rank of each layer, as the last allocation left it."""
         return {name: int(self.tensors[f"{name}::live"].sum()) for name in self.layers}
+
+    def held(self) -> dict[str, int]:
+        """Ranks that the tensors of each layer hold, dead ones included."""
+        return {name: layer["rank"] for name, layer in self.layers.items()}
 
 
 def write(folder: Path, saved: Saved) -> None:
@@ -149,17 +152,8 @@ def _check_names(path: Path, saved: Saved) -> None:
             raise FolderError(f"{path}: {brief(name)} has another rank than the {layer['rank']} of {DESCRIPTION}.")
     for name in saved.frozen:
         layer_name, _, tensor = name.rpartition(".")
-        if tensor == "live" or f"{layer_name}::{tensor}" not in saved.tensors:
+        if tensor == "live" or layer_name not in saved.layers or f"{layer_name}::{tensor}" not in saved.tensors:
             raise FolderError(f"{path} has no {brief(name)}, which {DESCRIPTION} lists as frozen.")
-
-
-def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise FolderError(
-                f"{path} holds {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite in {name!r}. "
-                "The run that wrote it diverged; take an earlier checkpoint."
-            )
 
 
 def collect(adapters: Mapping[str, LowRank | Part], trained: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
@@ -180,102 +174,3 @@ def describe_base(model: nn.Module) -> dict[str, Any]:
     if config is None:
         return {"name": None, "model_type": None}
     return {"name": config._name_or_path, "model_type": config.model_type}
-
-
-def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
-    """Raise FolderError at the first layer of the folder that the model has not, or has in another shape."""
-    modules = dict(model.named_modules())
-    if is_adapted(model):
-        raise StateError("the model is adapted already. Undo, merge or reload it before loading an adapter into it.")
-    for name, layer in saved.layers.items():
-        path = name.partition("[")[0]
-        if path not in modules or kind_of(modules[path]) is None:
-            raise FolderError(f"{folder} was made for another architecture: the model has no linear layer {path!r}.")
-        if "[" not in name:
-            shape = list(reversed(sizes(modules[path])))
-            if shape != layer["shape"]:
-                raise FolderError(
-                    f"{folder} was made for another model: {path} is {shape}, saved was {layer['shape']}."
-                )
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name in saved.trained:
-        if name not in parameters:
-            raise FolderError(
-                f"{folder} holds a trained {name!r}, which the model has not. Load it with the same head."
-            )
-        if parameters[name].shape != saved.tensors[name].shape or not parameters[name].is_floating_point():
-            shapes = f"{list(parameters[name].shape)}, saved was {brief(list(saved.tensors[name].shape))}"
-            raise FolderError(f"{folder} was made for another head: {name} is {shapes}. Check num_labels.")
-
-
-def check_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank], parts: Mapping[str, Part]) -> None:
-    """Raise FolderError at the first layer that only one of folder and adaptation has, or that has too many ranks."""
-    in_folder = saved.layers.keys() | set(saved.parts)
-    for name in sorted(in_folder ^ (adapters.keys() | parts.keys())):
-        where = "the folder, not the model" if name in in_folder else "the model, not the folder"
-        raise FolderError(f"{folder} was made for another adaptation: {name} is adapted in {where}.")
-    for name, adapter in adapters.items():
-        rank = saved.layers[name]["rank"]
-        if not 0 <= rank <= adapter.rank:
-            raise FolderError(f"{folder}: {name} has {rank} ranks saved, and at most {adapter.rank} are possible here.")
-
-
-def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str, LowRank]) -> None:
-    """Raise FolderError unless the saved state is one that a controller of these adapters can continue from."""
-    assert saved.run is not None
-    total, numbers = saved.run["total_steps"], saved.run["numbers"]
-    controller = None if total is None else method.controller(adapters, total, saved.run["steps_per_epoch"])
-    parameters = [] if controller is None else controller.parameters()
-    if not grouped():  # there the state of a new one is put together by all processes
-        fresh = {"tensors": {}, "numbers": {}} if controller is None else controller.state_dict()
-        fault = fault_of_numbers(numbers, fresh["numbers"])
-        if fault or fresh["tensors"].keys() - saved.state.keys():
-            raise FolderError(f"{folder} is not what rankwise writes: its numbers {fault or 'lack their tensors'}.")
-    frozen, seen = numbers.get("frozen", []), numbers.get("seen", parameters)
-    steps = max(saved.run["steps"], numbers.get("step", 0))
-    if len(seen) != len(parameters) or not set(frozen) <= set(range(len(parameters))) or steps > (total or steps):
-        raise FolderError(f"{folder} is not what rankwise writes: its run is of another length or other layers.")
-    for name, tensor in saved.state.items():
-        match = re.fullmatch(r"[a-z_]+\.(\d{1,9})", name)
-        at = int(match[1]) if match else len(parameters)
-        fitting = [(0,)] if at in frozen else []  # of a frozen projection nothing is kept
-        if at >= len(parameters) or tuple(tensor.shape) not in (*fitting, tuple(parameters[at].shape)):
-            raise FolderError(
-                f"{folder / STATE}: {brief(name)} is {brief(list(tensor.shape))}; no layer has such a state."
-            )
-    _check_finite(folder / STATE, saved.state)
-
-
-def start_layers(folder: Path, method: Method, adapters: Mapping[str, LowRank], parts: Mapping[str, Part]) -> None:
-    """Copy the saved tensors of the layers alone, not of what trained beside them; all ranks live."""
-    saved = read(folder)
-    if saved.method.name != method.name:
-        raise FolderError(f"{folder} holds a {saved.method.name} adapter; this run uses {method.name}.")
-    check_layers(folder, saved, adapters, parts)
-    own = collect({**adapters, **parts}, {})
-    _copy(folder, {name: saved.tensors[name] for name in saved.tensors.keys() & own.keys()}, own)
-    for adapter in adapters.values():
-        adapter.live.fill_(True)
-
-
-def copy_in(
-    folder: Path, saved: Saved, adapters: Mapping[str, LowRank | Part], trained: Mapping[str, nn.Parameter]
-) -> None:
-    """Copy saved tensors into an adaptation of the same layers and ranks."""
-    _copy(folder, saved.tensors, collect(adapters, trained))
-
-
-@torch.no_grad()
-def _copy(folder: Path, saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Copy by name. Names and shapes must match exactly; nothing is copied unless all do."""
-    if own.keys() != saved.keys():
-        missing, extra = sorted(own.keys() - saved.keys()), sorted(saved.keys() - own.keys())
-        raise FolderError(f"{folder / ADAPTER} does not hold what it should: missing {missing[:3]}, extra {extra[:3]}.")
-    for name, tensor in own.items():
-        if tensor.shape != saved[name].shape:
-            raise FolderError(
-                f"{folder / ADAPTER}: {name} is {brief(list(saved[name].shape))}, not {list(tensor.shape)}."
-            )
-    _check_finite(folder / ADAPTER, saved)
-    for name, tensor in own.items():
-        local(tensor).copy_(part(saved[name], tensor))

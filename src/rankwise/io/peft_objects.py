@@ -62,10 +62,13 @@ def _plain(value: Any) -> Any:
 
 
 def _heads(view: ModelView, fields: dict[str, Any]) -> list[str]:
-    """Names of the modules that PEFT would train in full: those named, and the usual ones of the task."""
-    known = {n for n in view.names.values() if n}
-    usual = [h for h in HEADS.get(fields["task_type"], ()) if any(_ends_in(n, h) for n in known)]
-    return list(dict.fromkeys([*(fields["modules_to_save"] or []), *usual]))
+    """Names of the modules that PEFT would train in full: all that end in those named, or in the task's usual ones,
+    be it in the middle of a word. What is named and is no module's end stays, to be refused with its name."""
+    known = [n for n in view.names.values() if n]
+    wanted = list(fields["modules_to_save"] or [])
+    ends = (*wanted, *HEADS.get(fields["task_type"], ()))
+    found = [n for n in known if n.endswith(ends)]
+    return [*found, *(word for word in wanted if not any(n.endswith(word) for n in known))]
 
 
 def _targeted(view: ModelView, fields: dict[str, Any], heads: list[str]) -> list[str]:
@@ -76,7 +79,7 @@ def _targeted(view: ModelView, fields: dict[str, Any], heads: list[str]) -> list
     if isinstance(targets, str) and targets.lower() == "all-linear":
         targets = _all_linear(view, fields["task_type"])
     names = [n for n in view.names.values() if n and _is_meant(n, targets, fields)]
-    names = [n for n in names if not any(re.match(rf"(^|.*\.){head}($|\..*)", n) for head in heads)]
+    names = [n for n in names if not any(n == head or n.startswith(head + ".") for head in heads)]
     if not names:
         raise TargetError(
             f"target_modules={fields['target_modules']!r} matches no layer of the model, as PEFT matches."

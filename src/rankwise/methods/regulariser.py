@@ -41,7 +41,7 @@ class Regulariser:
         pairs: list[tuple[nn.Parameter, int]] = []
         for layer in self.layers:
             own = [(layer.own_parameter(n), n) for n in self.names]
-            used += any(p.grad is not None for p, _ in own)
+            used += any(p.grad is not None for p in layer.own_parameters().values())  # λ trains to the end
             pairs += [(p, layer.rank_dims[n]) for p, n in own if p.grad is not None and layer.trains(n)]
         if not pairs:
             return

@@ -206,6 +206,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
             super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
+        self.adaptation_callback.detach()  # the last step has been taken
         self.adaptation.restore(self.state.best_model_checkpoint, resume=False)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
