@@ -1,4 +1,4 @@
-"""What `adapt` and `load` refuse before they change anything."""
+"""What `adapt` and `load` refuse before they change anything, and models that change after it."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 import rankwise as rw
+from contract.models import ENCODER
+from contract.runs import outputs, train
 from rankwise.adapter import is_adapted
 from toy import mlp
 
@@ -30,3 +32,13 @@ def test_a_model_whose_weights_are_not_here(build, tmp_path: Path):
         rw.load(model, tmp_path / "adapter")
     assert not is_adapted(model)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_disabled_after_the_model_has_taken_another_type():
+    model = ENCODER.build()
+    adaptation, base = rw.adapt(model, rw.LoRA(rank=2)), ENCODER.build().to(torch.bfloat16)
+    train(adaptation, ENCODER.batch())
+    model.to(torch.bfloat16)
+    with adaptation.disabled():
+        assert torch.equal(outputs(model, ENCODER.batch()), outputs(base, ENCODER.batch()))
+    assert not torch.equal(outputs(model, ENCODER.batch()), outputs(base, ENCODER.batch()))

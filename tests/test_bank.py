@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import XLNetConfig, XLNetModel
+from transformers import SwitchTransformersConfig, SwitchTransformersEncoderModel, XLNetConfig, XLNetModel
 
 import rankwise as rw
 from contract.methods import BY_NAME
@@ -274,3 +274,22 @@ def test_a_layer_that_does_not_see_the_rows_is_refused():
         outputs(bank.model, batch)
     with bank.rows(["a", "a"]):
         torch.testing.assert_close(outputs(bank.model, batch), outputs(adaptation.model, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_experts_are_given_tokens_and_no_rows():
+    """How many a router sends to an expert may divide by the rows all the same, and would be taken for them."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 30, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2, "num_layers": 2}
+    config = SwitchTransformersConfig(**sizes, num_experts=2, num_sparse_encoder_layers=1, expert_capacity=64)
+    model, other = SwitchTransformersEncoderModel(config).eval(), SwitchTransformersEncoderModel(config).eval()
+    other.load_state_dict(model.state_dict())
+    adaptation = rw.adapt(other, rw.LoRA(rank=2, targets=["wi"]))
+    for adapter in adaptation.adapters.values():
+        torch.nn.init.normal_(adapter.B)
+    bank, ids = rw.Bank(model), torch.randint(1, 30, (2, 6))
+    bank.add("a", adaptation)
+    with bank.rows(["a", None]), pytest.raises(rw.StateError, match=r"experts.expert_\d.wi was given .* by a router"):
+        model(input_ids=ids)
+    with bank.rows(["a", "a"]):
+        together = model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(together, other(input_ids=ids).last_hidden_state, rtol=1e-5, atol=1e-5)

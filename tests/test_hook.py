@@ -304,6 +304,17 @@ def test_a_step_with_a_non_finite_gradient_moves_and_teaches_nothing(method: Met
     assert events == [{"event": "skipped_non_finite", "step": t, "names": [f"{name}.{first}"]} for t in spoilt]
 
 
+def test_a_skipped_step_closes_no_gate():
+    adaptation, optimizer = adapted(rw.SoRA(rank=4, threshold=0.1))
+    with adaptation.attached(optimizer, total_steps=TOTAL):
+        before = state_of_model(adaptation)
+        x, y = next(stream(1))
+        step(adaptation, optimizer, (x * torch.nan, y))
+        assert_equal(state_of_model(adaptation), before)
+        step(adaptation, optimizer, (x, y))
+    assert (adaptation.adapters["0"].g.abs() < before["0.g"].abs()).any()
+
+
 def test_a_finite_gradient_whose_norm_overflows_is_finite():
     adaptation, optimizer = adapted(rw.LoRA(rank=2))
     with adaptation.attached(optimizer, total_steps=1):

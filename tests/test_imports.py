@@ -16,7 +16,7 @@ SOURCE = Path(rankwise.__file__).parent
 # From left to right. A part may import those before it and its own; parts in one row not each other.
 ORDER = [
     ["errors", "fake", "controller"],
-    ["distributed", "dropout", "plain"],
+    ["closure", "distributed", "dropout", "moments", "plain"],
     ["low_rank_op", "part"],
     ["adapter"],
     ["compiling"],
@@ -59,7 +59,9 @@ OUTSIDE = {
     "part": {"torch"},
     "plain": {"torch"},
     "places": {"torch"},
+    "closure": {"torch"},
     "hook": {"torch"},
+    "moments": {"torch"},
     "report": {"jinja2", "yaml", "plotly"},
     "merging": {"torch"},
     "surgery": {"torch"},

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from rankwise.errors import StateError
 from rankwise.plain import Plain
 
+EXPERTS = "experts"  # what transformers calls a list of layers of which each is given the tokens that a router picks
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -100,6 +102,7 @@ class BankedLayer:
 
     def __init__(self, path: str, module: nn.Module) -> None:
         self.path, self.module = path, module
+        self._routed = EXPERTS in path.split(".")
         self.factors: dict[str, Plain] = {}
         self.twins: dict[str, nn.Module] = {}
         self.rows: Rows | None = None  # those of the batch that comes; None for the base alone
@@ -132,10 +135,11 @@ class BankedLayer:
         if self.rows is None:
             return y
         groups, x = self.rows.groups, given[0]
-        if x.shape[0] % len(groups):
+        if x.shape[0] % len(groups) or (self._routed and len(groups) > 1):
             raise StateError(
-                f"{self.path} was given {x.shape[0]} rows, and the batch has {len(groups)}: this layer does not see "
-                "the batch row by row. Take one adapter for the whole batch, or adapters that leave this layer out."
+                f"{self.path} was given {x.shape[0]} rows{' by a router' if self._routed else ''}, and the batch has "
+                f"{len(groups)}: this layer does not see the batch row by row. Take one adapter for the whole batch, "
+                "or adapters that leave this layer out."
             )
         y = self._in_full(groups, x, y)
         if self._made_for != (groups, y.dtype, y.device):

@@ -143,7 +143,12 @@ def add_up(terms: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
 def means(values: Sequence[Tensor], like: Sequence[Tensor]) -> Tensor:
     """(n,) mean of all elements of each of n tensors. Sent: one number each."""
     terms = [v.sum() / p.numel() if is_split(p) else v.mean() for v, p in zip(values, like, strict=True)]
-    return torch.stack(add_up(terms, like))
+    return torch.stack(on_one_device(add_up(terms, like)))
+
+
+def on_one_device(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """That of the first: the layers of a large model may lie on several."""
+    return [tensor.to(tensors[0].device) for tensor in tensors]
 
 
 def rank_means(values: Iterable[Tensor], like: Sequence[Tensor], rank_dims: Sequence[int]) -> list[Tensor]:

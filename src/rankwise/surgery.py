@@ -18,14 +18,15 @@ from rankwise.part import Part
 def disabled(
     adapters: Mapping[str, LowRank | Part], trained: Mapping[str, nn.Parameter], originals: Mapping[str, Tensor]
 ) -> Iterator[None]:
-    """Within the block the model is its base, bit for bit: nothing is added, and what trained is as it began."""
+    """Within the block the model is its base, bit for bit: nothing is added, and what trained is as it began, in the
+    type and on the device that it has now."""
     before = {adapter: adapter.enabled for adapter in adapters.values()}
     values = {name: parameter.data for name, parameter in trained.items()}
     try:
         for adapter in before:
             adapter.enabled = False
         for name, parameter in trained.items():
-            parameter.data = originals[name].to(parameter.device)
+            parameter.data = originals[name].to(parameter)
         yield
     finally:
         for adapter, enabled in before.items():

@@ -163,6 +163,7 @@ def test_the_threshold_is_soft(g: float, left: float):
     adaptation = rw.adapt(mlp(), rw.SoRA(rank=1, threshold=1.0))
     adapter = next(iter(adaptation.adapters.values()))
     nn.init.constant_(adapter.g, g)
+    adapter.g.grad = torch.zeros_like(adapter.g)
     still = torch.optim.SGD(adaptation.parameters(), lr=0.0)
     with adaptation.attached(still, total_steps=1):
         still.step()

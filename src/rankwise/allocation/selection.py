@@ -55,7 +55,7 @@ def below_quantile(products: list[Tensor], share: float) -> list[int]:
 
     A mean is compared with a quantile of elements, so this is not "the lowest share": heavy tails delay freezing.
     """
-    pooled = torch.cat([p.flatten() for p in products])
+    pooled = torch.cat([p.flatten().to(products[0].device) for p in products])
     rank = int(pooled.numel() * share)
     if rank == 0:
         return []

@@ -21,7 +21,7 @@ from rankwise.allocation.importance import Importance, raw_signal
 from rankwise.allocation.schedule import Phases, cubic_budget
 from rankwise.allocation.selection import keep_above, keep_affordable, keep_top
 from rankwise.controller import Controller
-from rankwise.distributed import local, own_state, part, rank_means, whole_state
+from rankwise.distributed import local, on_one_device, own_state, part, rank_means, whole_state
 from rankwise.methods.regulariser import Regulariser
 
 
@@ -141,7 +141,7 @@ class BudgetController(Controller):
 
     @torch.no_grad()
     def _allocate(self) -> list[Event]:
-        scores = torch.cat(self._unit_scores())
+        scores = torch.cat(on_one_device(self._unit_scores()))
         budget = cubic_budget(self.step, self.phases, self.budget.start, self.budget.end)
         if not self.budget.priced:
             budget = min(budget, scores.numel())  # some may have been compacted away already
@@ -214,7 +214,9 @@ class BudgetController(Controller):
         tensors = own_state(state["tensors"], self._like())
         self.importance.load_state_dict(tensors)
         prefix = "signal."
-        self.signals = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
+        signals = {int(n.removeprefix(prefix)): t for n, t in tensors.items() if n.startswith(prefix)}
+        parameters = self.parameters()
+        self.signals = {i: signal.to(parameters[i].device) for i, signal in signals.items()}
         self.step = state["numbers"]["step"]
         self.allocated = state["numbers"]["allocated"]
 

@@ -19,7 +19,7 @@ from rankwise.allocation.importance import Importance, Signal, raw_signal
 from rankwise.allocation.schedule import Phases, frozen_share
 from rankwise.allocation.selection import below_quantile, lowest
 from rankwise.controller import Controller
-from rankwise.distributed import gather, local, means, own_state, whole_state
+from rankwise.distributed import gather, local, means, on_one_device, own_state, whole_state
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,7 @@ class FreezingController(Controller):
         """(n,) share of the ranks that are alive: the dead ones learn nothing, and must not count as having stopped."""
         layers = list(self.projections.values())
         shares = [layers[i][0].live.float().mean() if layers[i][0].rank else torch.ones(()) for i in positions]
-        first = shares[0].device
-        return torch.stack([s.to(first) for s in shares]).clamp_min(1e-6)
+        return torch.stack(on_one_device(shares)).clamp_min(1e-6)
 
     def _freeze_one(self, index: int) -> None:
         layer, name = list(self.projections.values())[index]

@@ -116,9 +116,9 @@ class ThresholdController(Controller):
     def act(self) -> Sequence[Event]:
         threshold = self._threshold()
         gates = self.parameters()
-        if threshold:
-            for gate in map(local, gates):
-                gate.copy_(torch.nn.functional.softshrink(gate, threshold))
+        moved = [gate for gate in gates if gate.grad is not None]  # the others took no step that this could be part of
+        for gate in map(local, moved if threshold else ()):
+            gate.copy_(torch.nn.functional.softshrink(gate, threshold))
         whole = gather([local(gate) for gate in gates], gates)
         masks = tuple(gate != 0 for gate in whole)
         for layer, mask in zip(self.layers.values(), masks, strict=True):
