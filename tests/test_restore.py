@@ -74,6 +74,25 @@ def test_to_the_compacted_state_of_the_same_run(tmp_path: Path) -> None:
     assert_same(adaptation, state(compacted))
 
 
+@pytest.mark.parametrize("compacts", [False, True], ids=["as it is", "compacted"])
+@pytest.mark.parametrize("method", [ADALORA, replace(ADALORA, score="raw_sensitivity"), AFLORA], ids=["a", "b", "c"])
+def test_what_is_loaded_and_saved_again_goes_on_too(method: Method, compacts: bool, tmp_path: Path) -> None:
+    adaptation = trained(method, 13)
+    adaptation.save(tmp_path / "first")
+    loaded = rw.load(mlp(), tmp_path / "first")
+    if compacts:
+        loaded.compact()
+    loaded.save(tmp_path / "second")
+    again = rw.load(mlp(), tmp_path / "second")
+    for continued in (loaded, again):
+        trained(method, TOTAL - 13, continued)
+    assert_same(again, state(loaded))
+    assert again.ranks() == loaded.ranks() and again.frozen() == loaded.frozen()
+    if not compacts:  # else no rank comes back that had been dropped
+        trained(method, TOTAL - 13, adaptation)
+        assert_same(loaded, state(adaptation))
+
+
 @pytest.mark.parametrize("damage", ["nan", "frozen"])
 def test_a_folder_that_is_broken_changes_nothing(damage: str, tmp_path: Path) -> None:
     compacted = trained(replace(ADALORA, compact_at_end_of_budget=True), TOTAL)

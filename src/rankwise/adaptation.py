@@ -161,9 +161,12 @@ class Adaptation:
         if optimizer is None and self.attachment is not None:
             optimizer = self.attachment.optimizer
         distributed.check_compaction(self.model, inside_a_run=self.attachment is not None)
+        controller = self.controller if self._saved_run is None else self._controller_of(self._saved_run)
         result = surgery.compact(self.adapters, None if optimizer is None else hook.unwrapped(optimizer))
-        if self.controller is not None:
-            self.controller.keep(result.kept)
+        if controller is not None:
+            controller.keep(result.kept)
+        if controller is not None and self._saved_run is not None:
+            self._saved_run |= controller.state_dict()
         return result.regrown
 
     def _settle(self, optimizer: Optimizer) -> hook.Settle:
@@ -207,10 +210,9 @@ class Adaptation:
         """
         if not self._added() and not self.trained:
             raise StateError("there is nothing to save: the adapters were merged or taken out.")
-        state = {} if self.controller is None else self.controller.state_dict()
         self._count_steps()
-        run = None if self._run is None else self._run | {"numbers": state.get("numbers", {})}
-        run_state = {"frozen": self.frozen(), "run": run, "state": state.get("tensors", {})}
+        run, state = self._state_of_run()
+        run_state = {"frozen": self.frozen(), "run": run, "state": state}
         saved = files.Saved.of(self.model, self.method, self.adapters, self.parts, self.trained, **run_state)
         files.write(Path(path), saved)
 
@@ -253,6 +255,24 @@ class Adaptation:
     def _added(self) -> dict[str, LowRank | Part]:
         return {**self.adapters, **self.parts}
 
+    def _state_of_run(self) -> tuple[dict[str, Any] | None, dict[str, torch.Tensor]]:
+        """What a run goes on from, and its tensors; of one that was loaded and has not gone on, what was loaded."""
+        if self._saved_run is not None:
+            return {n: v for n, v in self._saved_run.items() if n != "tensors"}, self._saved_run["tensors"]
+        if self._run is None:
+            return None, {}
+        state = {"numbers": {}, "tensors": {}} if self.controller is None else self.controller.state_dict()
+        return self._run | {"numbers": state["numbers"]}, state["tensors"]
+
+    def _controller_of(self, run: dict[str, Any]) -> Controller | None:
+        """Of a run of that length, where it stands."""
+        if run["total_steps"] is None:
+            return None
+        controller = self.method.controller(self.adapters, run["total_steps"], run["steps_per_epoch"])
+        if controller is not None and "numbers" in run:
+            controller.load_state_dict(run)
+        return controller
+
     def _decides(self) -> bool:
         return self.method.decides_while_training
 
@@ -270,12 +290,11 @@ class Adaptation:
         if begun is not None:
             hook.check_continues(begun, total_steps, steps_per_epoch if self._decides() else None)
             steps_per_epoch = begun["steps_per_epoch"] or steps_per_epoch
-        if self._run is None and total_steps is not None:
-            self.controller = self.method.controller(self.adapters, total_steps, steps_per_epoch)
-        if self._saved_run is not None and self.controller is not None:
-            self.controller.load_state_dict(self._saved_run)
-        compiling.prepare(self.model, self.adapters.values(), self.controller, told=compiled)
         steps = 0 if begun is None else int(begun["steps"])
+        run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": steps}
+        if self._run is None:
+            self.controller = self._controller_of((self._saved_run or {}) | run)
+        compiling.prepare(self.model, self.adapters.values(), self.controller, told=compiled)
         if self._run is None:
             self.history.write_to(history if distributed.is_first() else None, steps)
             if steps == 0:
@@ -283,8 +302,7 @@ class Adaptation:
                 self.history.add(Started(0, self.method.name, total_steps, ranks))
         elif history is not None and distributed.is_first():
             self.history.move_to(history)
-        self._run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": steps}
-        self._saved_run = None
+        self._run, self._saved_run = run, None
 
     def _count_steps(self) -> None:
         if self._run is not None and self.attachment is not None:
