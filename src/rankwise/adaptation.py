@@ -43,7 +43,7 @@ class Adaptation:
         self._run: dict[str, Any] | None = None
         self._saved_run: dict[str, Any] | None = None
         self._initial = self.count()
-        if self._decides():
+        if self.method.decides_while_training:
             hook.guard(self.adapters.values())
 
     @property
@@ -96,13 +96,7 @@ class Adaptation:
         self.controller = self._run = self._saved_run = None
         if resumes:
             self._saved_run = (saved.run or {}) | {"tensors": saved.state}
-        self._freeze_only(saved.frozen if resumes else [])
-
-    def _freeze_only(self, names: Sequence[str]) -> None:
-        """Of the projections that train at first, those named do not any more, and all others do."""
-        for name in {*names, *self.frozen()}:
-            layer, _, tensor = name.rpartition(".")
-            self.adapters[layer].freeze(tensor) if name in names else self.adapters[layer].unfreeze(tensor)
+        surgery.freeze_only(self.adapters, saved.frozen if resumes else [], self.frozen())
 
     def disabled(self) -> AbstractContextManager[None]:
         """Within the block the model is its base, bit for bit, with its heads as they were before training."""
@@ -273,9 +267,6 @@ class Adaptation:
             controller.load_state_dict(run)
         return controller
 
-    def _decides(self) -> bool:
-        return self.method.decides_while_training
-
     def _check_detached(self) -> None:
         if self.attachment is not None:
             raise StateError("an optimizer is attached; leave its `with` block before taking or changing the adapters.")
@@ -284,11 +275,11 @@ class Adaptation:
         self, total_steps: int | None, steps_per_epoch: int | None, history: Path | None, compiled: bool
     ) -> None:
         """Begin a run, or go on with the one that was begun here or saved."""
-        if total_steps is None and self._decides():
+        if total_steps is None and self.method.decides_while_training:
             raise StateError(f"{self.method.name} spreads its decisions over the run: attached() needs total_steps.")
         begun = self._run or self._saved_run
         if begun is not None:
-            hook.check_continues(begun, total_steps, steps_per_epoch if self._decides() else None)
+            hook.check_continues(begun, total_steps, steps_per_epoch if self.method.decides_while_training else None)
             steps_per_epoch = begun["steps_per_epoch"] or steps_per_epoch
         steps = 0 if begun is None else int(begun["steps"])
         run = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch, "steps": steps}

@@ -6,7 +6,7 @@ from torch import nn
 
 from rankwise import compiling
 from rankwise.adaptation import Adaptation
-from rankwise.adapter import Method
+from rankwise.adapter import Installed, Method
 from rankwise.errors import StateError
 from rankwise.io import fitting, peft_objects, sources
 
@@ -22,8 +22,9 @@ def adapt(model: nn.Module, method: Method | Any) -> Adaptation:
     elsewhere.
     """
     model = compiling.inside(model)
-    _check_loaded(model)
-    return Adaptation(model, *peft_objects.install(model, method))
+    method, installed = peft_objects.install(model, method)
+    _check_loaded(installed)
+    return Adaptation(model, method, installed)
 
 
 def load(
@@ -41,10 +42,10 @@ def load(
     Raises FolderError, the model unchanged, if it is broken or of another model; ConfigError if `method` cannot be it.
     """
     model = compiling.inside(model)
-    _check_loaded(model)
     path, saved, notes = sources.opened(path, method, model, revision)
     fitting.check_fits(path, saved, model)
     installed = saved.method.install_saved(model, list(saved.layers), saved.trained)
+    _check_loaded(installed)
     installed.notes = [*notes, *installed.notes]
     adaptation = Adaptation(model, saved.method, installed)
     try:
@@ -55,10 +56,12 @@ def load(
     return adaptation
 
 
-def _check_loaded(model: nn.Module) -> None:
-    absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+def _check_loaded(installed: Installed) -> None:
+    """Raise StateError, with the adapters taken out again, if a layer has no values to be adapted."""
+    absent = [name for name, adapter in installed.adapters.items() if adapter.live.is_meta]
     if absent:
+        installed.undo()
         raise StateError(
-            f"{len(absent)} parameters of the model have no values here, {absent[0]} first: they were not loaded, or "
-            "are offloaded to another device or the disk. Load the model onto the devices that it trains on."
+            f"{len(absent)} of {len(installed.adapters)} layers have no weights here, {absent[0]} first: they were not "
+            "loaded, or are offloaded to another device or the disk. Load the model onto the devices that it trains on."
         )

@@ -106,6 +106,17 @@ def _sliced(old: nn.Parameter, dim: int, ranks: Tensor) -> nn.Parameter:
     return new
 
 
+def freeze_only(adapters: Mapping[str, LowRank], names: Iterable[str], frozen: Iterable[str]) -> None:
+    """Freeze the named projections, "<layer>.<tensor>"; of those that are `frozen`, let the others train again."""
+    wanted = set(names)
+    for name in wanted | set(frozen):
+        layer, _, tensor = name.rpartition(".")
+        if name in wanted:
+            adapters[layer].freeze(tensor)
+        else:
+            adapters[layer].unfreeze(tensor)
+
+
 def regrown_in(adapter: LowRank) -> int:
     """How many ranks are dead by the mask and yet contribute, because nothing held them at 0 since."""
     up, down, gate, _, _ = adapter.factors()

@@ -96,6 +96,8 @@ def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str,
     frozen, seen = numbers.get("frozen", []), numbers.get("seen", parameters)
     if len(seen) != len(parameters) or not set(frozen) <= set(range(len(parameters))):
         raise FolderError(f"{folder} is not what rankwise writes: its run is of other layers.")
+    if numbers.get("step", saved.run["steps"]) != saved.run["steps"]:
+        raise FolderError(f"{folder} is not what rankwise writes: its run is at two steps at once.")
     shapes = {
         adapter.own_parameter(name): shape
         for layer, adapter in adapters.items()
