@@ -293,3 +293,15 @@ def test_experts_are_given_tokens_and_no_rows():
     with bank.rows(["a", "a"]):
         together = model(input_ids=ids).last_hidden_state
     torch.testing.assert_close(together, other(input_ids=ids).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_of_layers_whose_names_end_alike_are_saved_as_they_are(tmp_path: Path):
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.ModuleDict({"fc": nn.Linear(8, 8), "enc": nn.ModuleDict({"fc": nn.Linear(8, 8)})})
+
+    adaptation = rw.adapt(build(), rw.LoRA(rank=2, rank_pattern={"enc.fc": 4}))
+    bank = rw.Bank(build())
+    bank.add("a", adaptation)
+    bank.save("a", tmp_path / "a")
+    assert rw.load(build(), tmp_path / "a").ranks() == {"fc": 2, "enc.fc": 4}

@@ -5,7 +5,16 @@ import re
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 import rankwise as rw
 from contract.models import ARCHITECTURES, BY_NAME, ENCODER, Architecture, _built
@@ -161,6 +170,18 @@ def test_blocks():
 def test_a_layer_whole_and_in_blocks_is_refused():
     with pytest.raises(rw.TargetError, match=re.escape("c_attn[q]")):
         matched(BY_NAME["gpt2"].build(), ["c_attn", "c_attn[q]"])
+
+
+def test_blocks_of_cross_attention():
+    """There c_attn makes k and v, of the other stack's states; q is a layer of its own."""
+    config = GPT2Config(vocab_size=30, n_embd=24, n_layer=1, n_head=2, add_cross_attention=True)
+    model = GPT2LMHeadModel(config)
+    sites = matched(model, ["crossattention.c_attn[k,v]"])
+    assert sites == ["transformer.h.0.crossattention.c_attn[k]", "transformer.h.0.crossattention.c_attn[v]"]
+    assert blocks_of(sites[0].partition("[")[0], "gpt2", config, 48) == {"k": (0, 24), "v": (24, 48)}
+    assert blocks_of("transformer.h.0.attn.c_attn", "gpt2", config, 72)["v"] == (48, 72)
+    with pytest.raises(rw.TargetError, match=r"block 'q' of transformer.h.0.crossattention.c_attn"):
+        rw.adapt(model, rw.LoRA(rank=2, targets=["crossattention.c_attn[q]"]))
 
 
 def test_blocks_of_grouped_query_attention():

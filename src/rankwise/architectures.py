@@ -110,10 +110,11 @@ def _grouped_query(config: Any, d_out: int) -> tuple[int, ...]:
     return heads * size, kv * size, kv * size
 
 
-# (model type, last name component) -> layout. Weights that interleave q, k and v head by head (GPT-NeoX, BLOOM, Falcon)
-# have no contiguous blocks and are not here.
+# (model type, last one or two name components) -> layout. Weights that interleave q, k and v head by head (GPT-NeoX,
+# BLOOM, Falcon) have no contiguous blocks and are not here.
 LAYOUTS: dict[tuple[str, str], Layout] = {
     ("gpt2", "c_attn"): Layout(("q", "k", "v"), _equal(3)),
+    ("gpt2", "crossattention.c_attn"): Layout(("k", "v"), _equal(2)),  # its q is a layer of its own
     ("phi3", "qkv_proj"): Layout(("q", "k", "v"), _grouped_query),
     ("phi3", "gate_up_proj"): Layout(("gate", "up"), _equal(2)),
 }
@@ -121,7 +122,8 @@ LAYOUTS: dict[tuple[str, str], Layout] = {
 
 def blocks_of(name: str, model_type: str, config: Any, d_out: int) -> dict[str, tuple[int, int]]:
     """Rows (start, stop) of each named block of a fused linear; empty when it is not known to be fused."""
-    layout = LAYOUTS.get((model_type, name.rpartition(".")[2]))
+    last = name.split(".")[-2:]
+    layout = LAYOUTS.get((model_type, ".".join(last))) or LAYOUTS.get((model_type, last[-1]))
     if layout is None:
         return {}
     stops, start = {}, 0

@@ -85,7 +85,9 @@ def is_from(package: str, thing: object, name: str = "") -> bool:
 def _is_plain(module: nn.Module) -> bool:
     weight = module.weight
     matrix = isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
-    return matrix and not is_from("torchao", weight) and not is_from("bitsandbytes", module)
+    # floats of 8 bits stand for other numbers, by scales that lie beside them
+    wide = isinstance(weight, Tensor) and weight.element_size() > 1
+    return matrix and wide and not is_from("torchao", weight) and not is_from("bitsandbytes", module)
 
 
 def _torchao_weight(linear: nn.Linear) -> Tensor:
@@ -111,6 +113,15 @@ def _4bit_weight(linear: Any) -> Tensor:
 def _4bit_dtype(linear: Any) -> torch.dtype:
     state = linear.weight.quant_state
     return linear.weight.dtype if state is None else state.dtype  # type: ignore[no-any-return]
+
+
+def _fp8_weight(linear: Any) -> Tensor:
+    """W · s, with one scale for the matrix or for each of its blocks."""
+    scale = linear.weight_scale_inv.float()
+    if linear.block_size is not None:
+        for dim, (size, length) in enumerate(zip(linear.block_size, linear.weight.shape, strict=True)):
+            scale = scale.repeat_interleave(size, dim).narrow(dim, 0, length)
+    return linear.weight.detach().float() * scale  # type: ignore[no-any-return]
 
 
 KINDS = (
@@ -151,6 +162,14 @@ KINDS = (
         _4bit_weight,
         packed=True,
         dtype=_4bit_dtype,
+    ),
+    Kind(
+        "FP8Linear",
+        lambda m: is_from("transformers", m, "FP8Linear"),
+        _features,
+        _fp8_weight,
+        packed=True,
+        dtype=lambda m: None,
     ),
 )
 

@@ -18,6 +18,7 @@ from rankwise.base_layers import sizes
 from rankwise.errors import FolderError, StateError
 from rankwise.io import fitting, sources
 from rankwise.io import folder as files
+from rankwise.io.peft_patterns import as_pattern
 from rankwise.methods.lora import LoRA
 from rankwise.methods.low_rank import LowRankMethod
 from rankwise.plain import Plain
@@ -89,9 +90,10 @@ def as_lora(adapter: Finished, base_model: Mapping[str, Any]) -> files.Saved:
     layers = {path: part for path, part in adapter.layers.items() if part.rank}
     if not layers:
         raise StateError("every rank of the adapter is dead: there is no update to save.")
-    largest = max(part.rank for part in layers.values())
-    others = {path: part.rank for path, part in layers.items() if part.rank != largest}
-    method = LoRA(rank=largest, targets=list(layers), rank_pattern=others, also_train=list(adapter.trained))
+    ranks = {path: part.rank for path, part in layers.items()}
+    largest = max(ranks.values())
+    pattern = as_pattern(ranks, largest)
+    method = LoRA(rank=largest, targets=list(layers), rank_pattern=pattern, also_train=list(adapter.trained))
     tensors: dict[str, Tensor] = dict(adapter.trained)
     for path, part in layers.items():
         live = torch.ones(part.rank, dtype=torch.bool)

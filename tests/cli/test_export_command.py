@@ -90,6 +90,17 @@ def test_a_run_with_a_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["verify", out, "--model", str(base), "--against", run, "--engines", "[peft, transformers]"]) == 0
 
 
+def test_a_head_that_trained_in_part_leaves_with_the_rest_of_it(tmp_path: Path) -> None:
+    base = MODELS["bert"].build()
+    base.save_pretrained(tmp_path / "base")
+    values = base.classifier.weight.detach().clone()
+    rw.adapt(base, rw.LoRA(rank=2, also_train=["classifier.bias"])).save(tmp_path / "adapter")
+    given = ["export", str(tmp_path / "adapter"), str(tmp_path / "lora"), "--heads"]
+    assert main([*given, "--model", str(tmp_path / "base")]) == 0
+    heads = peft_format.read(tmp_path / "lora").others()
+    assert torch.equal(heads["base_model.model.classifier.weight"], values)
+
+
 def test_a_folder_of_another_tool_is_verified_against_peft(adapter: Path) -> None:
     base = adapter.with_name("base")
     model = peft.get_peft_model(LLAMA.build(), peft.LoraConfig(target_modules=["q_proj"], use_rslora=True))

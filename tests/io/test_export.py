@@ -13,7 +13,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, LlamaForCausalLM, PreTrainedModel
 
 import rankwise as rw
 from contract.methods import BY_NAME as METHODS
@@ -194,6 +194,33 @@ def test_a_module_that_trained_in_part_comes_whole(tmp_path: Path) -> None:
     head = peft_format.read(tmp_path / "lora").others()
     assert sorted(head) == ["base_model.model.classifier.bias", "base_model.model.classifier.weight"]
     assert torch.equal(head["base_model.model.classifier.bias"], adaptation.trained["classifier.bias"])
+
+
+@pytest.mark.filterwarnings("ignore:modules_to_save:UserWarning")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_what_is_tied_leaves_with_every_module_that_has_it(tmp_path: Path) -> None:
+    """PEFT gives each module of modules_to_save a copy, which is tied to nothing."""
+    method = replace(METHODS["lora"].method, also_train=["embed_tokens"])
+    adaptation = trained(MODELS["qwen2"], method)
+    adaptation.export(tmp_path / "lora", heads=True)
+    assert config_of(tmp_path / "lora")["modules_to_save"] == ["model.embed_tokens", "lm_head"]
+    batch = MODELS["qwen2"].batch()
+    got = outputs(peft_reads(MODELS["qwen2"].build(), tmp_path / "lora"), batch)
+    torch.testing.assert_close(got, outputs(adaptation.model, batch), rtol=1e-5, atol=1e-5)
+    again = rw.load(MODELS["qwen2"].build(), tmp_path / "lora")
+    torch.testing.assert_close(outputs(again.model, batch), outputs(adaptation.model, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:modules_to_save:UserWarning")
+def test_a_head_with_two_names_of_one_tensor(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = BertForMaskedLM(BertConfig(vocab_size=30, **sizes, tie_word_embeddings=False))
+    rw.adapt(model, rw.LoRA(rank=2, also_train=["cls"])).export(tmp_path / "lora", heads=True)
+    heads = peft_format.read(tmp_path / "lora").others()
+    start = "base_model.model.cls.predictions."
+    assert torch.equal(heads[f"{start}bias"], model.cls.predictions.bias)
+    assert torch.equal(heads[f"{start}decoder.weight"], model.cls.predictions.decoder.weight)
 
 
 def test_a_parameter_of_an_adapted_layer_cannot_leave(tmp_path: Path) -> None:

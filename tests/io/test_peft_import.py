@@ -185,3 +185,36 @@ def test_a_resized_vocabulary_is_refused(tmp_path: Path) -> None:
     peft_model.save_pretrained(tmp_path, save_embedding_layers=True)
     with pytest.raises(rw.FolderError, match="vocabulary"):
         rw.load(ENCODER.build(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("ties", [False, True], ids=["apart", "tied"])
+def test_what_the_model_ties(ties: bool, tmp_path: Path) -> None:
+    """PEFT trains a copy of tied embeddings, unless it is told to keep them tied."""
+    model = BY_NAME["qwen2"]
+    given = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": ties}
+    expected = saved_by_peft(model, LoraConfig(r=2, **given), tmp_path / "lora")
+    if not ties:
+        message = r"model.embed_tokens.weight' trained apart from 'lm_head.weight'"
+        with pytest.raises(rw.FolderError, match=message):
+            rw.load(model.build(), tmp_path / "lora")
+        with pytest.raises(rw.TargetError, match=r"ties one of them to lm_head.weight.*ensure_weight_tying"):
+            rw.adapt(model.build(), LoraConfig(r=2, **given))
+        return
+    adaptation = rw.load(model.build(), tmp_path / "lora")
+    torch.testing.assert_close(outputs(adaptation.model, model.batch()), expected, rtol=1e-5, atol=1e-5)
+    assert list(rw.adapt(model.build(), LoraConfig(r=2, **given)).trained) == ["model.embed_tokens.weight"]
+
+
+def test_more_ranks_than_a_layer_has(tmp_path: Path) -> None:
+    """PEFT does not mind: a rank of 4 on an output of 3."""
+    given = {"r": 4, "target_modules": ["query", "classifier"]}
+    expected = saved_by_peft(ENCODER, LoraConfig(**given), tmp_path / "lora")
+    adaptation = rw.load(ENCODER.build(), tmp_path / "lora")
+    torch.testing.assert_close(outputs(adaptation.model, ENCODER.batch()), expected, rtol=1e-5, atol=1e-5)
+    adaptation.save(tmp_path / "native")
+    again = rw.load(ENCODER.build(), tmp_path / "native")
+    torch.testing.assert_close(outputs(again.model, ENCODER.batch()), expected, rtol=1e-5, atol=1e-5)
+    assert rw.adapt(ENCODER.build(), LoraConfig(**given)).ranks() == adaptation.ranks()
+    with pytest.raises(rw.TargetError, match="rank=4 is above the largest possible rank 3 of classifier"):
+        rw.adapt(ENCODER.build(), rw.LoRA(rank=4, targets=["query", "classifier"], also_train=[]))

@@ -17,6 +17,7 @@ from rankwise.cli.verify import judge
 from rankwise.errors import ConfigError
 from rankwise.io import gguf_adapter
 from rankwise.io.export import Layout
+from rankwise.io.plain_names import in_part
 from rankwise.io.rank_pattern import write_rank_pattern
 from rankwise.train.quiet import quiet_libraries
 
@@ -25,7 +26,7 @@ def _parser() -> ArgumentParser:
     parser = make_parser(
         "export",
         description="Write a run or an adapter as a plain LoRA folder, which PEFT, transformers, vLLM, SGLang and "
-        "llama.cpp read. The base model's config is read, its weights are not.",
+        "llama.cpp read. The base model's config is read; its weights are only for a head that trained in part.",
         epilog=examples(
             "rankwise export runs/reviews lora",
             "rankwise export runs/reviews lora --verify",
@@ -87,6 +88,8 @@ def run(arguments: list[str]) -> int:
     quiet_libraries()
     adapter, base = base_model.adapter_and_base(given.adapter, given.model, trusts=given.trust_remote_code)
     adaptation = _without_weights(adapter, base)
+    if given.heads and in_part(adaptation.model, adaptation.trained):  # what did not train goes along
+        adaptation = load(base_model.load(base, Needs.of_folder(adapter), None), adapter, resume=False)
     if given.rank_pattern is not None:
         write_rank_pattern(Path(given.rank_pattern), adaptation.model, adaptation.adapters)
     if given.out is not None:

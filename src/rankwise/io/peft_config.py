@@ -86,7 +86,10 @@ KINDS = {
 }
 
 # Which layers are meant: of a folder its tensors tell, of an object `peft_targets`.
-TARGETS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "task_type")
+TARGETS = (
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "task_type"),
+    "ensure_weight_tying",  # what is tied stays tied here, and must where it would not in PEFT: see who reads it
+)
 
 IGNORED = (
     *("peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
@@ -109,7 +112,6 @@ REFUSED = {
     "use_bdlora": "rankwise would not keep the factors block-diagonal",
     "arrow_config": "it routes between adapters",
     "kasa_config": "KaSA changes the base weights when it begins",
-    "ensure_weight_tying": "tied embeddings cannot be adapted",
     "velora_config": "it compresses what the backward pass is computed from",
 }
 ONLY_WHILE_TRAINING = ("velora_config",)  # what was trained with it is an ordinary LoRA

@@ -19,6 +19,7 @@ from rankwise.io.description import MOST_RANKS, fits, is_name
 from rankwise.io.folder import Saved
 from rankwise.io.peft_config import method_from
 from rankwise.io.peft_format import CONFIG, PREFIX, WEIGHTS, PeftFolder
+from rankwise.io.plain_names import with_ties
 from rankwise.io.read_whole import read_whole
 from rankwise.io.untrusted import brief
 from rankwise.methods import VeRA
@@ -106,6 +107,8 @@ def _read(folder: Path, model: nn.Module | None) -> Saved:
     if sum(ranks.values()) > MOST_RANKS:
         raise FolderError(f"{path} has more than {MOST_RANKS:,} ranks.")
     _check_ranks(folder, content.config, method, ranks)
+    if model is not None:
+        _check_ties(path, content.config, model, trained)
     tensors = dict(trained) | _projections(path, method, layers, shared)
     for name, layer in layers.items():
         tensors |= {f"{name}::{own}": tensor for own, tensor in layer.tensors.items()}
@@ -155,12 +158,30 @@ def _check_trained(path: Path, config: Mapping[str, Any], trained: Mapping[str, 
     modules = config.get("modules_to_save") or []
     if not fits(modules, list[str]):
         raise FolderError(f"{path.with_name(CONFIG)}: modules_to_save={brief(modules)} is no list of names.")
+    tied = config.get("ensure_weight_tying") is True  # PEFT then writes what is tied to those modules too
     for name in trained:
-        if not any(f"{module}." in name for module in modules):
+        if not tied and not any(f"{module}." in name for module in modules):
             raise FolderError(
                 f"{path}: {brief(name)} cannot be represented: it is no factor, and in none of modules_to_save. "
                 "(PEFT writes the embeddings of a vocabulary that was resized; save with save_embedding_layers=False.)"
             )
+
+
+def _check_ties(path: Path, config: Mapping[str, Any], model: nn.Module, trained: dict[str, Tensor]) -> None:
+    """PEFT gives each module of modules_to_save parameters of its own, also where the model's are tied; here they stay
+    tied. Of two names with the same values one goes. Raises FolderError where the values would not be the same."""
+    known = [name for name in trained if name in dict(model.named_parameters(remove_duplicate=False))]
+    for name in known:
+        if name not in trained:
+            continue
+        for other in with_ties(model, [name]):
+            if other != name and other in trained and torch.equal(trained[other], trained[name]):
+                del trained[other]
+            elif other != name and not config.get("ensure_weight_tying"):
+                raise FolderError(
+                    f"{path}: {brief(name)} trained apart from {brief(other)}, to which the model ties it, and "
+                    "here they stay tied. Load the model with tie_word_embeddings=False."
+                )
 
 
 def _layer(path: Path, name: str, factors: Mapping[str, Tensor], d_in: int | None) -> Layer:

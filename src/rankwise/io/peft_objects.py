@@ -15,6 +15,8 @@ from rankwise.adapter import Installed, Method
 from rankwise.base_layers import is_from, kind_of
 from rankwise.errors import ConfigError, TargetError
 from rankwise.io.peft_config import described, method_from
+from rankwise.io.plain_names import with_ties
+from rankwise.methods.installing import parameters_under
 from rankwise.targets import ModelView, trained_modules
 
 CONFIGS = ("AdaLoraConfig", "LoraConfig", "VeraConfig")  # the first is a subclass of the second
@@ -35,7 +37,9 @@ def install(model: nn.Module, config: Method | Any) -> tuple[Method, Installed]:
     heads = _heads(view, fields)
     layers = _targeted(view, fields, heads)
     method = method_from(fields, layers, heads, trains=True)
-    installed = method.install_saved(model, layers, trained_modules(view, heads))
+    trained = trained_modules(view, heads)
+    _check_ties(model, trained, fields)
+    installed = method.install_saved(model, layers, trained)
     told = f"{described(name, fields, method)}; {len(layers)} layers; trained in full: {heads or 'none'}"
     installed.notes = [told, *installed.notes]
     return method, installed
@@ -69,6 +73,18 @@ def _heads(view: ModelView, fields: dict[str, Any]) -> list[str]:
     ends = (*wanted, *HEADS.get(fields["task_type"], ()))
     found = [n for n in known if n.endswith(ends)]
     return [*found, *(word for word in wanted if not any(n.endswith(word) for n in known))]
+
+
+def _check_ties(model: nn.Module, modules: list[str], fields: dict[str, Any]) -> None:
+    """Raise TargetError where PEFT would train a copy of a tied parameter, apart from what it is tied to."""
+    trained = [*parameters_under(model, modules)]
+    others = [n for n in with_ties(model, trained) if not any(n == m or n.startswith(m + ".") for m in modules)]
+    if others and not fields.get("ensure_weight_tying"):
+        raise TargetError(
+            f"modules_to_save={fields['modules_to_save']!r}: the model ties one of them to {others[0]}, and PEFT would "
+            "part them. Set ensure_weight_tying=True to train both as one, as here, or load the model with "
+            "tie_word_embeddings=False."
+        )
 
 
 def _targeted(view: ModelView, fields: dict[str, Any], heads: list[str]) -> list[str]:

@@ -28,24 +28,55 @@ def modules_to_save(
     model: nn.Module, trained: Iterable[str], adapted: Collection[str]
 ) -> dict[str, Mapping[str, Tensor]]:
     """The largest modules of which every parameter trained, with their tensors; one that trained in part comes whole.
+    A tied parameter comes with each of the modules that have it, for readers give each a copy of its own.
 
     Raises StateError for a parameter that no such module can hold.
     """
-    names, found = set(trained), dict[str, Mapping[str, Tensor]]()
-    for path, module in model.named_modules():
-        own = {f"{path}.{name}" for name, _ in module.named_parameters()}
-        if path and own and own <= names:
-            found[path] = module.state_dict()
-            names -= own
-    for name in sorted(names):
+    whole, rest = _whole_modules(model, trained)
+    found: dict[str, Mapping[str, Tensor]] = {path: _copied(model.get_submodule(path)) for path in whole}
+    for name in sorted(rest):
         path = name.rpartition(".")[0]
         if not path or any(beginning in adapted for beginning in _beginnings(path)):
             raise StateError(
                 f"{name} trained in full, and no module of its own can hold it in a LoRA folder. "
                 "merge() the model instead."
             )
-        found[path] = model.get_submodule(path).state_dict()
+        found[path] = _copied(model.get_submodule(path))
     return found
+
+
+def in_part(model: nn.Module, trained: Iterable[str]) -> bool:
+    """Whether something goes with the trained parameters, as `modules_to_save` has it, that did not train."""
+    whole, rest = _whole_modules(model, trained)
+    modules = [model.get_submodule(path) for path in whole]
+    return bool(rest) or any(module.state_dict().keys() - _own(module) for module in modules)
+
+
+def _whole_modules(model: nn.Module, trained: Iterable[str]) -> tuple[list[str], set[str]]:
+    """The largest modules that trained whole, and the parameters that are in none of them."""
+    names, found = set(with_ties(model, trained)), []
+    for path, module in model.named_modules():
+        own = {f"{path}.{name}" for name in _own(module)}
+        if path and own and own <= names:
+            found.append(path)
+            names -= own
+    return found, names
+
+
+def with_ties(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """The names, and where the model has other ones for the same parameters, those too."""
+    given, parameters = list(names), dict(model.named_parameters(remove_duplicate=False))
+    wanted = {parameters[name] for name in given if name in parameters}
+    return list(dict.fromkeys([*given, *(name for name, parameter in parameters.items() if parameter in wanted)]))
+
+
+def _own(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_parameters(remove_duplicate=False)}
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    """A file can hold no two names of one tensor."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def refuse_shared(model: nn.Module, paths: Collection[str]) -> None:

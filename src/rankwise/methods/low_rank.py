@@ -1,7 +1,7 @@
 """What every low-rank method shares: its common settings, and its installation into a model, written once."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -76,7 +76,9 @@ class LowRankMethod(Method):
         """
         view = plain_view(model)
         trained = trained_modules(view, self.also_train)
-        return self._install(model, find_sites(view, self.targets, self.exclude, trained), trained)
+        sites = find_sites(view, self.targets, self.exclude, trained)
+        self._check_ranks(sites, min)
+        return self._install(model, sites, trained)
 
     def install_saved(self, model: nn.Module, layers: Sequence[str], trained: list[str]) -> Installed:
         """As `install`, for exactly the layers and parameters that a saved adapter lists: its targets may be a pattern
@@ -95,7 +97,8 @@ class LowRankMethod(Method):
         return _swap_in(model, sites, self._built(sites), trained)
 
     def _built(self, sites: list[Site]) -> dict[str, LowRank]:
-        self._check_ranks(sites)
+        self._check_patterns(sites)
+        self._check_ranks(sites, max)  # others adapt a layer at more ranks than it has, and what they saved is read
         adapters = {site.name: self._build(site) for site in sites}
         self.connect(adapters)
         return adapters
@@ -104,7 +107,7 @@ class LowRankMethod(Method):
         base = site.module if site.rows is None else Block(site.module, *site.rows)
         return self.build(base, site)
 
-    def _check_ranks(self, sites: list[Site]) -> None:
+    def _check_patterns(self, sites: list[Site]) -> None:
         known = {ending for site in sites for ending in endings(site.name)}
         for setting in ("rank_pattern", "alpha_pattern"):
             for key in vars(self).get(setting, {}):  # not every method has an alpha for each layer
@@ -113,12 +116,15 @@ class LowRankMethod(Method):
                         f"{setting} names {key!r}, which is none of the {len(sites)} adapted layers. Write the end of "
                         f"a layer's name, such as {sites[0].name.rpartition('.')[2]!r}.{nearest(key, known)}"
                     )
+
+    def _check_ranks(self, sites: list[Site], most: Callable[[int, int], int]) -> None:
+        """`most`: of the two sizes of a layer, the one that no rank may exceed."""
         for site in sites if self.bounded_rank else ():
             d_in, d_out = sizes(site.module)
             d_out = d_out if site.rows is None else site.rows[1] - site.rows[0]
-            if self.initial_rank(site.name) > min(d_in, d_out):
+            if self.initial_rank(site.name) > most(d_in, d_out):
                 raise TargetError(
-                    f"rank={self.initial_rank(site.name)} is above the largest possible rank {min(d_in, d_out)} of "
+                    f"rank={self.initial_rank(site.name)} is above the largest possible rank {most(d_in, d_out)} of "
                     f"{site.name} ({d_out} × {d_in}). Lower the rank, set rank_pattern for it, or exclude it."
                 )
 
