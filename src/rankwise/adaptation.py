@@ -8,7 +8,6 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from rankwise import compiling, distributed, hook, merging, surgery
 from rankwise.adapter import Installed, LowRank, Method
@@ -129,6 +128,7 @@ class Adaptation:
         hook.check_holds(inner, [p for p in self._adapter_parameters() if p.requires_grad])
         distributed.check_run(self._adapter_parameters(), compacts=self.method.compacts)
         self._begin(total_steps, steps_per_epoch, None if history is None else Path(history), compiled)
+        compactable = partial(surgery.check_compactable, self.adapters.values(), inner)
         attachment = hook.Attachment(
             inner,
             self.controller,
@@ -138,7 +138,7 @@ class Adaptation:
             steps=0 if self._run is None else self._run["steps"],
             total_steps=total_steps,
             check=partial(compiling.prepare, self.model, self.adapters.values(), self.controller),
-            settle=self._settle(inner) if self.method.compacts else None,
+            settle=hook.Settle(self.compact, compactable) if self.method.compacts else None,
         )
         with hook.hooked(attachment) as self.attachment:
             try:
@@ -162,9 +162,6 @@ class Adaptation:
         if controller is not None and self._saved_run is not None:
             self._saved_run |= controller.state_dict()
         return result.regrown
-
-    def _settle(self, optimizer: Optimizer) -> hook.Settle:
-        return hook.Settle(self.compact, partial(surgery.check_compactable, self.adapters.values(), optimizer))
 
     def merge(
         self, *, dequantize: bool = False, dtype: torch.dtype | None = None, samples: Sequence[merging.Sample] = ()
@@ -218,15 +215,17 @@ class Adaptation:
         rank: int | None = None,
         heads: bool = False,
         base_model: str | None = None,
+        revision: str | None = None,
     ) -> Exported:
         """Write a plain LoRA folder: "portable" for every engine, with one `rank` (None: the next that vLLM takes), or
-        "compact" for PEFT. Dead ranks stay behind, trained heads too unless `heads`. `base_model`: its id on the hub.
+        "compact" for PEFT. Dead ranks stay behind, trained heads too unless `heads`. `base_model` and `revision`: its
+        id on the hub, and which of its states.
 
         Atomic. Raises StateError if nothing is low-rank here, ConfigError if `rank` is below the live ones.
         """
         if self.method.cannot_export is not None:
             raise StateError(f"{self.method.name} has no LoRA folder: {self.method.cannot_export}. save() it instead.")
-        wanted = Wanted(layout=layout, rank=rank, heads=heads, base_model=base_model)
+        wanted = Wanted(layout=layout, rank=rank, heads=heads, base_model=base_model, revision=revision)
         return export_lora(Path(path), self.model, self.adapters, self.trained, wanted)
 
     def push_to_hub(self, hub_id: str, **settings: Unpack[hub.Upload]) -> str:

@@ -62,6 +62,13 @@ def test_another_base_is_of_no_revision(run: Path) -> None:
     assert adapter_and_base(str(adapter), None, trusts=False)[1].name == str(run.parent / "base")
 
 
+def test_a_folder_of_peft_s_says_the_revision_of_its_base(run: Path, tmp_path: Path) -> None:
+    adaptation = rw.load(BertForSequenceClassification.from_pretrained(run.parent / "base"), run / "adapter")
+    adaptation.export(tmp_path / "lora", base_model="owner/name", revision="v1")
+    assert adapter_and_base(str(tmp_path / "lora"), None, trusts=False)[1] == Base("owner/name", "v1")
+    assert adapter_and_base(str(tmp_path / "lora"), "owner/other", trusts=False)[1] == Base("owner/other")
+
+
 def test_the_head_is_told_by_task_and_labels_or_by_shapes(run: Path) -> None:
     name = str(run.parent / "base")
     named = load(Base(name, task="classification", labels=["a", "b", "c"]), Needs({}, {}), torch.float32)

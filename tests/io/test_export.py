@@ -232,6 +232,14 @@ def test_a_parameter_of_an_adapted_layer_cannot_leave(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ what is said of the base model
 
 
+def test_the_revision_goes_with_the_name_of_the_base(tmp_path: Path) -> None:
+    adaptation = rw.adapt(MODELS["bert"].build(), rw.LoRA(rank=2))
+    adaptation.export(tmp_path / "named", base_model="owner/name", revision="v1")
+    adaptation.export(tmp_path / "unknown", revision="v1")
+    told = [(c["base_model_name_or_path"], c["revision"]) for c in map(config_of, sorted(tmp_path.iterdir()))]
+    assert told == [("owner/name", "v1"), (None, None)]
+
+
 def test_a_local_path_is_never_published(tmp_path: Path) -> None:
     MODELS["llama-gqa"].build().save_pretrained(tmp_path / "base")
     adaptation = rw.adapt(LlamaForCausalLM.from_pretrained(tmp_path / "base"), rw.LoRA())

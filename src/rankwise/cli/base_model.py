@@ -84,10 +84,18 @@ def adapter_and_base(what: str, model: str | None, *, trusts: bool) -> tuple[Pat
             f"{what} is neither a run nor an adapter: it has no {DESCRIPTION} and no {CONFIG}. Give the `output` of a "
             "run, an adapter folder, or an adapter's hub id (owner/name)."
         )
-    name = model or (peft_import.outline(adapter).base if is_peft(adapter) else read(adapter).base_model["name"])
+    name, revision = (model, None) if model else _said_of_base(adapter)
     if not name:
         raise ConfigError(f"{what} does not say which model it was made for. Give it with --model.")
-    return adapter, Base(str(name), trust_remote_code=trusts)
+    return adapter, Base(name, revision, trust_remote_code=trusts)
+
+
+def _said_of_base(adapter: Path) -> tuple[str | None, str | None]:
+    """Name and revision; a native folder says none."""
+    if not is_peft(adapter):
+        return read(adapter).base_model["name"], None
+    told = peft_import.outline(adapter)
+    return told.base, told.revision
 
 
 def _of_run(folder: Path, model: str | None, trusts: bool) -> Base:

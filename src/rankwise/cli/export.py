@@ -93,7 +93,7 @@ def run(arguments: list[str]) -> int:
     if given.rank_pattern is not None:
         write_rank_pattern(Path(given.rank_pattern), adaptation.model, adaptation.adapters)
     if given.out is not None:
-        _export(adaptation, given)
+        _export(adaptation, given, base.revision)
     if given.gguf is not None:
         gguf_adapter.convert(Path(given.out), adaptation.model.config, Path(given.gguf))
     return judge(Path(given.out), base, against=adapter) if given.verify else 0
@@ -103,8 +103,8 @@ def _without_weights(adapter: Path, base: Base) -> Adaptation:
     return load(base_model.weightless(base, Needs.of_folder(adapter)), adapter, resume=False)
 
 
-def _export(adaptation: Adaptation, given: Any) -> None:
-    settings = {name: given[name] for name in ("layout", "rank", "heads", "base_model")}
+def _export(adaptation: Adaptation, given: Any, revision: str | None) -> None:
+    settings = {name: given[name] for name in ("layout", "rank", "heads", "base_model")} | {"revision": revision}
     with warnings.catch_warnings():  # the notes say it too
         warnings.simplefilter("ignore", UserWarning)
         exported = adaptation.export(given.out, **settings)

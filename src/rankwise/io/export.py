@@ -66,6 +66,8 @@ class Wanted:
     """Whether task heads that trained go with it, as PEFT's modules_to_save."""
     base_model: str | None = None
     """The base model's id on the hub, where the model was loaded from a folder."""
+    revision: str | None = None
+    """Of the base model on the hub, where it was not its main one."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
@@ -106,6 +108,7 @@ def export_lora(
         _patterns({path: update.rank for path, update in laid_out.items()}),
         task_type=origin.task_type if heads or not origin.has_head else None,
         base_model_name_or_path=origin.base_model,
+        revision=None if origin.base_model is None else wanted.revision,
         lora_dropout=max(adapter.dropout for adapter in adapters.values()),
         fan_in_fan_out=any(is_transposed(adapter.base) for adapter in adapters.values()),
         modules_to_save=list(heads) or None,

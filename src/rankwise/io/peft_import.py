@@ -68,6 +68,7 @@ class Outline:
     layers: list[str]
     trained: dict[str, Tensor]  # in full, by parameter name
     base: str | None  # a hub id or a folder
+    revision: str | None  # of it
     tells_widths: bool  # of its layers' inputs; a VeRA does not
 
 
@@ -75,7 +76,8 @@ def outline(folder: Path) -> Outline:
     """What can be said of the folder without its model. Raises FolderError."""
     content = read_whole(folder, peft_format.read)
     kind, _, factors, trained = _parts(folder, content)
-    return Outline(list(factors), trained, _base(content.config), kind != "VERA")
+    base, revision = (_named(content.config, name) for name in ("base_model_name_or_path", "revision"))
+    return Outline(list(factors), trained, base, revision, kind != "VERA")
 
 
 def _parts(
@@ -92,8 +94,8 @@ def _parts(
     return kind, shared, factors, trained
 
 
-def _base(config: Mapping[str, Any]) -> str | None:
-    name = config.get("base_model_name_or_path")
+def _named(config: Mapping[str, Any], field: str) -> str | None:
+    name = config.get(field)
     return str(name) if is_name(name) else None
 
 
@@ -115,7 +117,7 @@ def _read(folder: Path, model: nn.Module | None) -> Saved:
         tensors[f"{name}::live"] = torch.ones(layer.rank, dtype=torch.bool)
     return Saved(
         method=method,
-        base_model={"name": _base(content.config), "model_type": None},
+        base_model={"name": _named(content.config, "base_model_name_or_path"), "model_type": None},
         layers={name: {"rank": layer.rank, "shape": list(layer.shape)} for name, layer in layers.items()},
         trained=list(trained),
         frozen=[],
