@@ -1,6 +1,7 @@
 """Whole runs whose generated text is scored by `generation.score`, and the runs that it does not fit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -87,6 +88,21 @@ def test_rows_with_one_prompt_in_a_seq2seq_run(model: Model, tmp_path: Path) -> 
     assert tiny.train(tmp_path, tiny.config(model("bart"), path, run, **settings)) == 0
     results = tiny.strict_json(run / "results.json")
     assert results["primary"] == "bleu" and {"nist", "meteor", "rougeL", "cider"} <= results["scores"].keys()
+
+
+def test_a_seq2seq_run_is_scored_against_whole_rows(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and completions are cut for the model only: no answer holds its number, and the prompts begin alike."""
+    seen: list[list[list[str]]] = []
+    scorer = replace(SCORERS["nlg"], scores=lambda _, references: seen.append(list(references)) or {"bleu": 0.0})
+    monkeypatch.setitem(SCORERS, "nlg", scorer)
+    rows = [{"prompt": f"{'and so on ' * 20}{i}", "completion": f"{'it is ' * 9}#### {i}"} for i in (5, 6, 6)]
+    path, run = tiny.write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "run"
+    settings = {"generation": {"max_new_tokens": 4, "score": "nlg"}, "data": {"max_length": 8, "max_target_length": 4}}
+    assert tiny.train(tmp_path, tiny.config(model("t5"), path, run, **settings)) == 0
+    answers = [row["completion"] for row in rows]
+    assert seen and all(each == [answers[:1], answers[1:]] for each in seen)
 
 
 UNFIT: list[tuple[str, tiny.Rows, dict[str, Any], list[str]]] = [

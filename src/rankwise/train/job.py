@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -11,7 +12,7 @@ from rankwise.adaptation import Adaptation
 from rankwise.adapting import adapt, load
 from rankwise.errors import ConfigError
 from rankwise.heads import task_named
-from rankwise.train.columns import find_columns
+from rankwise.train.columns import Columns, find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
 from rankwise.train.metrics import Metrics, metrics_for
@@ -73,11 +74,17 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
             tokenizer=tokenizer,
             spans=prepared.spans,
             scorer=scorer,
-            prompts=prepared.validation["input_ids"] if task == "seq2seq" and scorer.by_prompt else None,
+            **(_whole_texts(rows["validation"], columns, scorer) if task == "seq2seq" else {}),
         ),
         scorer=scorer,
         adaptation=_adaptation(config, model, adapter),
     )
+
+
+def _whole_texts(validation: datasets.Dataset, columns: Columns, scorer: Scorer) -> dict[str, Any]:
+    """What generated text is scored by, as the file has it: what the model reads is cut."""
+    roles = {"references": "completion"} | ({"prompts": "prompt"} if scorer.by_prompt else {})
+    return {name: list(validation[columns.column(role)]) for name, role in roles.items()}
 
 
 def _adaptation(config: RunConfig, model: PreTrainedModel, adapter: Path | None) -> Adaptation:
