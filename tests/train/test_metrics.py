@@ -134,9 +134,9 @@ def test_perplexity() -> None:
 
 
 def test_token_losses_leave_out_masked_tokens() -> None:
-    row = torch.log(torch.tensor([[0.5, 0.25, 0.25]])).expand(4, 3)[None]
-    loss, count = token_losses(row, torch.tensor([[0, -100, 0, 1]]))
-    assert count == 2 and float(loss) == pytest.approx(math.log(2) + math.log(4))
+    rows = torch.log(torch.tensor([[0.5, 0.25, 0.25]])).expand(2, 4, 3)
+    losses, counts = token_losses(rows, torch.tensor([[0, -100, 0, 1], [0, 2, -100, -100]]))
+    assert counts.tolist() == [2, 1] and losses.tolist() == pytest.approx([math.log(2) + math.log(4), math.log(4)])
 
 
 def test_mean_token_loss_weighs_tokens_not_batches() -> None:

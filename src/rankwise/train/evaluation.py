@@ -22,7 +22,8 @@ def evaluate(job: Job, trainer: Trainer) -> Scores:
         kept = {k.removeprefix("eval_"): v for k, v in found.items() if isinstance(v, int | float)}
         return {k: v for k, v in kept.items() if k not in _CLOCKS}
     with trainer.accelerator.autocast():  # as the trainer's own evaluations, whether it has trained or not
-        loss = mean_token_loss(job.model, _batches(trainer))
+        # the loader deals rows out to the processes, and repeats some where they do not come out even
+        loss = mean_token_loss(job.model, _batches(trainer), trainer.accelerator.gather_for_metrics)
     scores = {"loss": loss, "perplexity": perplexity(loss)}
     return scores | (generated_scores(job, trainer) if job.config.generation.rows else {})
 
