@@ -146,8 +146,15 @@ def _say_what(job: Job, console: Console) -> None:
     rows = f"{len(job.prepared.train):,} rows to train on, {len(job.prepared.validation):,} to evaluate on"
     console.print(f"task: {job.task}, because {job.task_reason}; {rows}")
     console.print(f"learning rate: {job.config.training.learning_rate:g}")
-    cut = [f"{count:,} {split} rows" for split, count in job.prepared.truncated.items() if count]
+    length = f"max_length={job.config.data.max_length} tokens"
+    cut, left_out = _counted(job.prepared.truncated), _counted(job.prepared.left_out)
     if cut:
         done = "split into windows of" if job.task == "span-qa" else "cut to"
-        console.print(f"{done} max_length={job.config.data.max_length} tokens: {', '.join(cut)}")
+        console.print(f"{done} {length}: {cut}")
+    if left_out:
+        console.print(f"left out, for {length} leave nothing of the completion: {left_out}")
     console.print(str(job.adaptation), highlight=False)
+
+
+def _counted(rows: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split} rows" for split, count in rows.items() if count)
