@@ -1,4 +1,4 @@
-"""Chat templates: TRL trains on the rows that are counted."""
+"""Chat templates: TRL trains on the rows that are counted, and a prompt is answered as it was trained on."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ import tiny
 from rankwise.train.build import build_trainer
 from rankwise.train.config import RunConfig, TrainingConfig
 from rankwise.train.data_config import DataConfig
+from rankwise.train.evaluation import generate
 from rankwise.train.job import Job, make_job
 
-BEGIN = 1
+BEGIN, PAD = 1, 0
 
 
 @pytest.fixture
@@ -50,3 +51,21 @@ def test_trl_trains_on_what_is_counted(tmp_path: Path, chat: bool) -> None:
     assert len(trainer.train_dataset) == len(trainer.eval_dataset) == len(job.prepared.train)
     assert len(job.prepared.train) == 6 - job.prepared.left_out["train"]
     assert (job.prepared.left_out["train"] > 0) is chat and job.prepared.truncated["train"] > 0
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_prompt_begins_once(tmp_path: Path, chat: bool) -> None:
+    """With the tokens that training puts before a completion, the prompts of a batch padded on the left."""
+    rows = [{"prompt": "Who " * i, "completion": "Nobody"} for i in (2, 9)]
+    job = made(tmp_path, rows, chat=chat, max_length=48)
+    trainer: Any = build_trainer(job, tmp_path / "run", None)
+    read: list[list[list[int]]] = []
+    job.model.register_forward_pre_hook(
+        lambda _, given, named: read.append(named["input_ids"].tolist()), with_kwargs=True
+    )
+    generate(job, trainer, list(job.prepared.validation["prompt"]))
+    asked = [[token for token in row if token != PAD] for row in read[0]]
+    assert [row.count(BEGIN) for row in asked] == [1, 1]
+    for prompt, trained in zip(asked, trainer.train_dataset["input_ids"], strict=True):
+        assert trained[: len(prompt)] == prompt

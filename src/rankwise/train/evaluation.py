@@ -74,15 +74,20 @@ def generate(job: Job, trainer: Trainer, prompts: list[Any]) -> list[str]:
     size = 2 * job.config.training.batch_size
     try:
         for start in range(0, len(prompts), size):
-            texts = [_as_text(tokenizer, p) for p in prompts[start : start + size]]
-            # padding on the left: what is generated must follow the prompt itself
-            inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+            inputs = _encoded(tokenizer, prompts[start : start + size]).to(model.device)
             with trainer.accelerator.autocast():
                 out = model.generate(**inputs, generation_config=config)
             written += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     finally:
         model.train(training)
     return written
+
+
+def _encoded(tokenizer: Any, prompts: list[Any]) -> Any:
+    """A batch padded on the left: what is generated must follow the prompt itself."""
+    texts = [_as_text(tokenizer, p) for p in prompts]
+    plain = isinstance(prompts[0], str)  # a chat template writes its special tokens itself: <bos> would stand twice
+    return tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=plain)
 
 
 def _as_text(tokenizer: Any, prompt: Any) -> str:
