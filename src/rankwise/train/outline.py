@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from rankwise.heads import read_config
+from rankwise.heads import read_config, task_named
 from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
@@ -30,6 +30,7 @@ def outline(config: RunConfig) -> Outline:
     rows = load_rows(config.data)
     columns = find_columns(rows, config.data)
     task = config.task or guess_task(columns, rows["train"], model_config)[0]
+    task_named(task, model_config)  # as in training, an unknown one and one that the model cannot do are refused
     if columns.label is not None:
         model_config.num_labels = 1 if task == "regression" else len(labels_of(rows["train"], columns.label))
     return Outline(model_config=model_config, task=task, rows=len(rows["train"]))
