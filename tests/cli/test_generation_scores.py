@@ -108,6 +108,13 @@ def test_a_seq2seq_run_is_scored_against_whole_rows(
 UNFIT: list[tuple[str, tiny.Rows, dict[str, Any], list[str]]] = [
     ("bert", tiny.topic_rows(8), {"score": "nlg"}, ["generation.score='nlg'", "'classification' generates none"]),
     ("bert", tiny.topic_rows(8), {"score": "blue"}, ["generation.score=blue", "['text', 'nlg', 'number', 'query']"]),
+    (
+        "gpt2",
+        sums(4),
+        {"rows": 2, "max_new_tokens": 250},
+        ["max_new_tokens=250 after a prompt of", "the 256 positions"],
+    ),
+    ("bart", sums(4), {"max_new_tokens": 1025}, ["max_new_tokens=1025 exceeds the 1024 positions of this bart"]),
     ("llama", sums(4), {"score": "number"}, ["generation.score='number' needs text to score: set generation.rows"]),
     ("llama", tiny.message_rows(4), {"score": "nlg", "rows": 2}, ["generation.rows=2 needs prompts", "messages"]),
     (
@@ -130,7 +137,9 @@ def test_a_run_that_the_score_does_not_fit(
     says: list[str],
 ) -> None:
     path, run = tiny.write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "run"
-    assert tiny.train(tmp_path, tiny.config(model(name), path, run, generation=settings)) == 2
+    content = tiny.config(model(name), path, run, generation=settings)
+    capsys.readouterr()  # what transformers says when a model is saved is none of the run's
+    assert tiny.train(tmp_path, content) == 2
     told = capsys.readouterr().err
     assert all(part in told for part in says) and told.count("\n") == 1, told
     assert not run.exists()

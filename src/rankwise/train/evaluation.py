@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from rankwise.errors import ConfigError
 from rankwise.train.build import generation_config
 from rankwise.train.job import Job
 from rankwise.train.metrics import perplexity
 from rankwise.train.scorers import content, references_by_prompt
+from rankwise.train.tasks import positions_of
 from rankwise.train.token_loss import mean_token_loss
 
 Scores = dict[str, float]
@@ -74,7 +76,9 @@ def generate(job: Job, trainer: Trainer, prompts: list[Any]) -> list[str]:
     size = 2 * job.config.training.batch_size
     try:
         for start in range(0, len(prompts), size):
-            inputs = _encoded(tokenizer, prompts[start : start + size]).to(model.device)
+            batch = prompts[start : start + size]
+            # padding on the left: what is generated must follow the prompt itself
+            inputs = _encoded(tokenizer, batch, return_tensors="pt", padding=True, padding_side="left").to(model.device)
             with trainer.accelerator.autocast():
                 out = model.generate(**inputs, generation_config=config)
             written += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -83,11 +87,24 @@ def generate(job: Job, trainer: Trainer, prompts: list[Any]) -> list[str]:
     return written
 
 
-def _encoded(tokenizer: Any, prompts: list[Any]) -> Any:
-    """A batch padded on the left: what is generated must follow the prompt itself."""
+def check_room(job: Job) -> None:
+    """Raise ConfigError if a causal model has too few positions for a prompt and what is to be written after it."""
+    positions, prompts = positions_of(job.model.config), sample_prompts(job, job.config.generation.rows)
+    if positions is None or not prompts:
+        return
+    longest = max(map(len, _encoded(job.tokenizer, prompts, verbose=False)["input_ids"]))
+    most = job.config.generation.max_new_tokens
+    if longest + most > positions:
+        raise ConfigError(
+            f"generation.max_new_tokens={most} after a prompt of {longest} tokens exceeds the {positions} positions of "
+            f"this {job.model.config.model_type}. Lower it, or data.max_length, which limits the prompts."
+        )
+
+
+def _encoded(tokenizer: Any, prompts: list[Any], **settings: Any) -> Any:
     texts = [_as_text(tokenizer, p) for p in prompts]
     plain = isinstance(prompts[0], str)  # a chat template writes its special tokens itself: <bos> would stand twice
-    return tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=plain)
+    return tokenizer(texts, add_special_tokens=plain, **settings)
 
 
 def _as_text(tokenizer: Any, prompt: Any) -> str:

@@ -19,7 +19,7 @@ from rankwise.train.metrics import Metrics, metrics_for
 from rankwise.train.prepare import prepare
 from rankwise.train.prepared import Prepared
 from rankwise.train.scorers import Scorer, check_references, scorer_for
-from rankwise.train.tasks import check_length, guess_task
+from rankwise.train.tasks import check_lengths, guess_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
     if config.task is not None:
         task, reason = config.task, "the config says so"
     head = task_named(task, model_config).model_class
-    check_length(config.data.max_length, model_config)
+    check_lengths(config, task, model_config)
     scorer = scorer_for(config.generation, task, columns)
     tokenizer = _tokenizer(config, source)
     prepared = prepare(task, rows, columns, tokenizer, config.data)

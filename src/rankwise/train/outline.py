@@ -9,7 +9,7 @@ from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
 from rankwise.train.labels import labels_of
-from rankwise.train.tasks import check_length, guess_task
+from rankwise.train.tasks import check_lengths, guess_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,11 @@ class Outline:
 def outline(config: RunConfig) -> Outline:
     """Read the rows and the model's config. Raises ConfigError or DataError."""
     model_config = read_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
-    check_length(config.data.max_length, model_config)
     rows = load_rows(config.data)
     columns = find_columns(rows, config.data)
     task = config.task or guess_task(columns, rows["train"], model_config)[0]
     task_named(task, model_config)  # as in training, an unknown one and one that the model cannot do are refused
+    check_lengths(config, task, model_config)
     if columns.label is not None:
         model_config.num_labels = 1 if task == "regression" else len(labels_of(rows["train"], columns.label))
     return Outline(model_config=model_config, task=task, rows=len(rows["train"]))

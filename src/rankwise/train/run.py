@@ -17,7 +17,7 @@ from rankwise.io.atomic import recover_all, write_json
 from rankwise.train import record
 from rankwise.train.build import build_trainer
 from rankwise.train.config import RunConfig
-from rankwise.train.evaluation import Scores, evaluate, generate, sample_prompts
+from rankwise.train.evaluation import Scores, check_room, evaluate, generate, sample_prompts
 from rankwise.train.job import Job, make_job
 from rankwise.train.progress import MetricsFile, ProgressCallback
 from rankwise.train.trackers import check_installed
@@ -60,6 +60,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         check_installed(config.training.report_to)
     job = make_job(config)
     _check_schedule(job)
+    check_room(job)
     _say_what(job, console)
     with together():
         if is_first():
