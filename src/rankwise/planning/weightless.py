@@ -44,9 +44,14 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def recompute_activations(model: nn.Module) -> None:
     """Turn gradient checkpointing on, as `rankwise train` does. Raises ConfigError for a model that has none."""
+    model_that_recomputes(model).activation_checkpointing_enable({"use_reentrant": False})
+
+
+def model_that_recomputes(model: nn.Module) -> PreTrainedModel:
+    """The model. Raises ConfigError unless it has gradient checkpointing."""
     if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
         raise ConfigError(f"a {type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing off.")
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def loss_of(model: nn.Module, task: str | None, rows: int, length: int) -> Callable[[], Tensor] | None:

@@ -12,6 +12,7 @@ from rankwise.adaptation import Adaptation
 from rankwise.adapting import adapt, load
 from rankwise.errors import ConfigError
 from rankwise.heads import task_named
+from rankwise.planning.weightless import model_that_recomputes
 from rankwise.train.columns import Columns, find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
@@ -60,6 +61,8 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
     check_references(config.generation.score, rows["validation"], columns)
     set_seed(config.training.seed)  # heads, then adapters, are drawn from here on
     model = _from_pretrained(head, config.model, source | _head_settings(task, prepared))
+    if config.training.gradient_checkpointing:
+        model_that_recomputes(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return Job(
