@@ -181,6 +181,7 @@ CHECKPOINT: dict[str, Callable[[Path], object]] = {
     "state-unknown": lambda c: change(c / "trainer_state.json", **{"no such field": 1}),
     "state-link": lambda c: relink(c / "trainer_state.json"),
     "sums-text": lambda c: change(c / "loss_sums.json", total="1"),
+    "sums-seconds": lambda c: change(c / "loss_sums.json", seconds="long"),
     "sums-list": lambda c: (c / "loss_sums.json").write_text("[1, 2, 3]"),
     "sums-others": lambda c: change(c / "loss_sums.json", since_logged=[0.0, 0.0, 0.0]),
     "optimizer-code": lambda c: torch.save(Payload(c.parents[2]), c / "optimizer.pt"),

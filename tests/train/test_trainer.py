@@ -272,6 +272,21 @@ def test_seq2seq_checkpoints_hold_the_adapter_only(tmp_path: Path) -> None:
     assert len(adaptation.frozen()) == 2 * len(adaptation.adapters)
 
 
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
+    """An hour up to step 4. A checkpoint of 0.1.0 does not know its time."""
+    hour = 3600.0
+    ours(rw.adapt(classifier(), ADALORA), tmp_path).train()
+    file = tmp_path / "checkpoint-4" / "loss_sums.json"
+    sums = tiny.strict_json(file)
+    assert 0 < sums.pop("seconds") < tiny.strict_json(tmp_path / "checkpoint-12" / "loss_sums.json")["seconds"]
+    for known in ({"seconds": hour}, {}):
+        file.write_text(json.dumps(sums | known))
+        trainer = ours(rw.adapt(classifier(), ADALORA), tmp_path)
+        trainer.train(resume_from_checkpoint=str(file.parent))
+        saved = tiny.strict_json(tmp_path / "checkpoint-12" / "loss_sums.json")["seconds"]
+        assert trainer.seconds > saved > (hour if known else 0)
+
+
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     adaptation = rw.adapt(classifier(), rw.LoRA(rank=2))
     ours(adaptation, tmp_path, save_steps=2, save_total_limit=2).train()

@@ -1,7 +1,6 @@
 """A whole run: job, baseline, training, evaluation, files."""
 
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class Result:
     trainable_average: float  # over the steps of the run
     head_parameters: int  # of the trainable ones, those that train in full beside what the method is about
     total_parameters: int
-    seconds: float
+    seconds: float  # of training, up to a checkpoint and from there on where the run was resumed
     peak_memory: int  # bytes
     samples: list[dict[str, str]]  # prompt, before, after; of causal models that generate
     labels: list[str] | None  # names of the classes, in the order of the model's outputs
@@ -75,12 +74,11 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         before = evaluate(job, trainer) if job.prepared.baseline is None else {}
         before_texts = generate(job, trainer, prompts)
     start_count = job.adaptation.count()
-    began = time.monotonic()
     try:
         output = _trained(trainer, folder / record.CHECKPOINTS)
     finally:
         progress.close()
-    seconds = time.monotonic() - began
+    seconds = trainer.seconds
     scores = evaluate(job, trainer)
     result = Result(
         task=job.task,
