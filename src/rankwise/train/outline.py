@@ -9,6 +9,9 @@ from rankwise.train.columns import find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
 from rankwise.train.labels import labels_of
+from rankwise.train.prepare_spans import count_windows
+from rankwise.train.prepared import Source
+from rankwise.train.pretrained import read_tokenizer
 from rankwise.train.tasks import check_lengths, guess_task
 
 
@@ -20,7 +23,7 @@ class Outline:
     """Of the model; its head has as many outputs as the data have labels."""
     task: str
     rows: int
-    """To train on."""
+    """To train on; of span-qa the windows, which are what a batch is made of."""
 
 
 def outline(config: RunConfig) -> Outline:
@@ -33,4 +36,7 @@ def outline(config: RunConfig) -> Outline:
     check_lengths(config, task, model_config)
     if columns.label is not None:
         model_config.num_labels = 1 if task == "regression" else len(labels_of(rows["train"], columns.label))
-    return Outline(model_config=model_config, task=task, rows=len(rows["train"]))
+    count = len(rows["train"])
+    if task == "span-qa":
+        count = count_windows(Source(rows=rows, columns=columns, tokenizer=read_tokenizer(config), config=config.data))
+    return Outline(model_config=model_config, task=task, rows=count)
