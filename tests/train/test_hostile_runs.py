@@ -285,6 +285,16 @@ def test_a_model_with_code_is_refused(
     assert (tmp_path / CANARY).exists()
 
 
+def test_a_plan_of_a_model_with_code(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trusted, its config is read; the model is never made."""
+    command = ["plan", str(evil), "--method", "lora", "--data.max_length", "16"]
+    refused(command, capsys, tmp_path)
+    assert not (tmp_path / CANARY).exists()
+    assert main([*command, "--trust_remote_code", "true"]) == 2
+    assert "none of transformers' own, and planning does not run the code" in capsys.readouterr().err
+    assert (tmp_path / CANARY).exists()
+
+
 def test_a_tokenizer_with_code_is_not_run(ground: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is to be asked"))
     folder = Path(shutil.copytree(ground / "model", tmp_path / "model"))

@@ -27,6 +27,11 @@ def model_of(source: Source, task: str | None, dtype: torch.dtype | None) -> tup
     task = task or usual_task(config)
     settings: dict[str, Any] = {"trust_remote_code": False} | ({} if dtype is None else {"dtype": dtype})
     head = BARE if task is None else task_named(task, config)
+    if not head.classes(config):
+        raise ConfigError(
+            f"a {config.model_type} model is none of transformers' own, and planning does not run the code that comes "
+            "with one. Make the model yourself and give it to rankwise.plan."
+        )
     with torch.device("meta"):
         model: nn.Module = head.model_class.from_config(config, **settings)
     return model.train(), task
