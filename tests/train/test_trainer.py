@@ -165,14 +165,14 @@ def test_a_schedule_without_room_stops_a_stock_trainer_before_its_first_step(tmp
     assert trainer.state.global_step == 0 and not (tmp_path / "history.jsonl").exists()
 
 
-@pytest.mark.parametrize("logs", ["steps", "no"])
-def test_a_stock_trainer_resumes_from_the_folder_it_was_told(logs: str, tmp_path: Path) -> None:
-    """Both runs have a checkpoint-4. The second continues the first one's, or does not begin."""
+@pytest.mark.parametrize(("logs", "step"), [("steps", 4), ("no", 8)])
+def test_a_stock_trainer_resumes_from_the_folder_it_was_told(logs: str, step: int, tmp_path: Path) -> None:
+    """Both runs have checkpoints of the same steps, before and after the first allocation. The second continues the first one's, or does not begin."""
     first, second = tmp_path / "first", tmp_path / "second"
     through = rw.adapt(classifier(), ADALORA)
     stock(through, first, logging_strategy=logs).train()
     stock(rw.adapt(classifier(), ADALORA), second, logging_strategy=logs, learning_rate=1e-3).train()
-    from_first = {"resume_from_checkpoint": str(first / "checkpoint-4")}
+    from_first = {"resume_from_checkpoint": str(first / f"checkpoint-{step}")}
     with pytest.raises(rw.FolderError, match=r"other weights than .*second.*another run's.*resume_from_checkpoint"):
         stock(rw.adapt(classifier(), ADALORA), second, logging_strategy=logs).train(**from_first)
     resumed = rw.adapt(classifier(), ADALORA)

@@ -77,10 +77,12 @@ class AdaptationCallback(TrainerCallback):
         self.adaptation.restore(read)
 
     def _holds(self, folder: Path) -> bool:
-        """Whether the model's tensors are, bit for bit, those of an adapter folder."""
+        """Whether the model's tensors are, bit for bit, those of an adapter folder, in the model's types."""
         saved, adaptation = files.read(folder).tensors, self.adaptation
         own = files.whole(files.collect({**adaptation.adapters, **adaptation.parts}, adaptation.trained))
-        return own.keys() == saved.keys() and all(torch.equal(own[name].cpu(), saved[name]) for name in own)
+        return own.keys() == saved.keys() and all(
+            torch.equal(tensor.cpu(), saved[name].to(tensor.dtype)) for name, tensor in own.items()
+        )
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         self.flush()
