@@ -11,7 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedModel,
+)
 
 import rankwise as rw
 import tiny
@@ -38,6 +45,7 @@ class Ground:
         if "run.yaml" not in {entry.name for entry in self.folder.iterdir()}:
             tiny.write_config(self.folder / "run.yaml", self.content)
         before = snapshot(self.folder)
+        capsys.readouterr()  # what transformers says when a model is saved is none of the run's
         status = main(["train", str(self.folder / "run.yaml"), *options])
         said = capsys.readouterr()
         assert status == 2 and said.out == ""
@@ -315,6 +323,18 @@ def test_a_head_of_other_classes(ground: Ground, model: Model, capsys: pytest.Ca
     ground.content["model"] = str(folder)
     told = ground.fails(capsys)
     assert "does not fit" in told and "num_labels=2" in told and "fine-tuned for other classes" in told
+
+
+def test_a_model_without_gradient_checkpointing(ground: Ground, capsys: pytest.CaptureFixture[str]) -> None:
+    """transformers would say so when the run folder has been made."""
+    folder = shutil.copytree(ground.content["model"], ground.folder / "mpnet")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    MPNetModel(MPNetConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    ground.content |= {"model": str(folder), "method": "lora"}
+    ground.content["training"]["gradient_checkpointing"] = True
+    told = ground.fails(capsys)
+    assert "MPNetForSequenceClassification has no gradient checkpointing" in told
 
 
 def test_a_causal_model_for_messages_needs_a_template(

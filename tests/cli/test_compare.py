@@ -247,12 +247,16 @@ BAD: list[tuple[str, Any, list[str]]] = [
     ("tasks.topics.metrc", "f1", ["unknown key 'tasks.topics.metrc'", "Did you mean 'metric'?"]),
     ("tasks.topics.metric", "acuracy", ["tasks.topics.metric='acuracy' is none of", "Did you mean 'accuracy'?"]),
     ("tasks.topics.metric", "bleu", ["tasks.topics.metric='bleu' is none of the scores of its runs, which are ['acc"]),
+    ("tasks.topics.task", "classifcation", ["unknown task 'classifcation'", "Did you mean 'classification'?"]),
+    ("tasks.topics.task", "seq2seq", ["a bert model has no head for task 'seq2seq'"]),
     ("tasks", {}, ["tasks=[]: at least one"]),
     ("tasks", {"../up": {}}, ["'../up' cannot be"]),
     ("methods.lora.rnk", 4, ["methods.lora on topics: unknown key 'method.rnk'", "Did you mean 'rank'?"]),
     ("methods.lora.name", "loro", ["methods.lora: 'loro' is no method", "Did you mean 'lora'?"]),
     ("methods.lora.training", {"epochz": 1}, ["unknown key 'methods.lora.training.epochz'", "'epochs'"]),
     ("methods.lora.learning_rates", [], ["methods.lora.learning_rates=[] is no list of learning rates"]),
+    ("methods.lora.learning_rates", 0.01, ["methods.lora.learning_rates=0.01 is no list of learning rates"]),
+    ("methods.lora.learning_rates", ["1e-3", "fast"], ["methods.lora.learning_rates=[0.001, 'fast'] is no list"]),
     ("methods.lora.counted", "now", ["methods.lora.counted='now' is none of"]),
     ("methods.adaptive.warmup", 9, ["methods.adaptive on topics", "leave no step"]),
     ("methods.mine", {}, ["methods.mine: 'mine' is no method"]),
@@ -333,6 +337,16 @@ def test_without_a_grid_the_rates_are_around_the_method_s_own(model: Model, tmp_
         "adalora": (0.0015, 0.005, 0.015),
         "full": (1.5e-05, 5e-05, 0.00015),
     }
+
+
+def test_a_rate_may_be_written_as_yaml_does_not_know_it(model: Model, tmp_path: Path) -> None:
+    """1e-3 without a point is text in YAML."""
+    spec = content(model("bert"), tmp_path)
+    spec["methods"]["lora"]["learning_rates"] = "RATES"
+    text = yaml.safe_dump(spec).replace("RATES", "[1e-3, 3e-3, 0.01]")
+    (tmp_path / "spec.yaml").write_text(text, encoding="utf-8")
+    asked = parse([str(tmp_path / "spec.yaml")])
+    assert {contender.rates for contender in asked.contenders if contender.method == "lora"} == {(0.001, 0.003, 0.01)}
 
 
 def test_model_stands_for_the_base_s(model: Model, tmp_path: Path, capsys: Any) -> None:

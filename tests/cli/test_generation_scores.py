@@ -1,6 +1,7 @@
 """Whole runs whose generated text is scored by `generation.score`, and the runs that it does not fit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -89,9 +90,31 @@ def test_rows_with_one_prompt_in_a_seq2seq_run(model: Model, tmp_path: Path) -> 
     assert results["primary"] == "bleu" and {"nist", "meteor", "rougeL", "cider"} <= results["scores"].keys()
 
 
+def test_a_seq2seq_run_is_scored_against_whole_rows(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and completions are cut for the model only: no answer holds its number, and the prompts begin alike."""
+    seen: list[list[list[str]]] = []
+    scorer = replace(SCORERS["nlg"], scores=lambda _, references: seen.append(list(references)) or {"bleu": 0.0})
+    monkeypatch.setitem(SCORERS, "nlg", scorer)
+    rows = [{"prompt": f"{'and so on ' * 20}{i}", "completion": f"{'it is ' * 9}#### {i}"} for i in (5, 6, 6)]
+    path, run = tiny.write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "run"
+    settings = {"generation": {"max_new_tokens": 4, "score": "nlg"}, "data": {"max_length": 8, "max_target_length": 4}}
+    assert tiny.train(tmp_path, tiny.config(model("t5"), path, run, **settings)) == 0
+    answers = [row["completion"] for row in rows]
+    assert seen and all(each == [answers[:1], answers[1:]] for each in seen)
+
+
 UNFIT: list[tuple[str, tiny.Rows, dict[str, Any], list[str]]] = [
     ("bert", tiny.topic_rows(8), {"score": "nlg"}, ["generation.score='nlg'", "'classification' generates none"]),
     ("bert", tiny.topic_rows(8), {"score": "blue"}, ["generation.score=blue", "['text', 'nlg', 'number', 'query']"]),
+    (
+        "gpt2",
+        sums(4),
+        {"rows": 2, "max_new_tokens": 250},
+        ["max_new_tokens=250 after a prompt of", "the 256 positions"],
+    ),
+    ("bart", sums(4), {"max_new_tokens": 1025}, ["max_new_tokens=1025 exceeds the 1024 positions of this bart"]),
     ("llama", sums(4), {"score": "number"}, ["generation.score='number' needs text to score: set generation.rows"]),
     ("llama", tiny.message_rows(4), {"score": "nlg", "rows": 2}, ["generation.rows=2 needs prompts", "messages"]),
     (
@@ -114,7 +137,9 @@ def test_a_run_that_the_score_does_not_fit(
     says: list[str],
 ) -> None:
     path, run = tiny.write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "run"
-    assert tiny.train(tmp_path, tiny.config(model(name), path, run, generation=settings)) == 2
+    content = tiny.config(model(name), path, run, generation=settings)
+    capsys.readouterr()  # what transformers says when a model is saved is none of the run's
+    assert tiny.train(tmp_path, content) == 2
     told = capsys.readouterr().err
     assert all(part in told for part in says) and told.count("\n") == 1, told
     assert not run.exists()

@@ -33,7 +33,7 @@ def test_p_is_that_of_every_choice_of_signs(ours: list[float], data: st.DataObje
     assert paired_p(ours, theirs) == pytest.approx(by_hand, abs=1e-9)
 
 
-@pytest.mark.parametrize("pairs", [1, 2, 3, 5])
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 14, 16])
 def test_so_many_pairs_give_no_smaller_p(pairs: int) -> None:
     assert paired_p([0.9 + n / 100 for n in range(pairs)], [0.1] * pairs) == pytest.approx(smallest_p(pairs))
 

@@ -138,6 +138,27 @@ def test_the_command_converts_them(tmp_path: Path) -> None:
     torch.testing.assert_close(outputs(mine, GPT2.batch()), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong", "right"),
+    [
+        *(
+            ("blocks", wrong, "'{c_attn: [q, v]}'")
+            for wrong in ("c_attn", "{c_attn: q}", "{c_attn: 2}", "[c_attn]", "")
+        ),
+        *(("trained", wrong, "'[classifier]'") for wrong in ("classifier", "{classifier: true}", "[1]")),
+    ],
+)
+def test_a_fact_of_another_form_is_refused(
+    option: str, wrong: str, right: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(loralib.lora_state_dict(decoder([True, False, True])[0]), tmp_path / "lora.pt")
+    command = ["convert", str(tmp_path / "lora.pt"), str(tmp_path / "out"), "--alpha", "1", f"--{option}={wrong}"]
+    capsys.readouterr()
+    assert main(command) == 2
+    told = f"rankwise convert: --{option} {wrong!r} is not possible; write it as in {right}.\n"
+    assert capsys.readouterr().err == told and not (tmp_path / "out").exists()
+
+
 def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
     model, _ = decoder([True, False, True])
     torch.save(loralib.lora_state_dict(model), tmp_path / "fused.pt")

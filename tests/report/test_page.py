@@ -82,6 +82,17 @@ def test_a_run_is_shown_whole(trained: Runs, tmp_path: Path):
     assert "training.learning_rate" in parsed.text and "packages.torch" in parsed.text
 
 
+def test_a_baseline_says_its_metric(copied: Runs, tmp_path: Path):
+    """That of a regression is no pearson."""
+    for name in ("lora", "adalora"):
+        file = copied(name) / "results.json"
+        results = tiny.strict_json(file) | {"task": "regression", "primary": "pearson", "scores": {"pearson": 0.5}}
+        file.write_text(json.dumps(results | {"baseline": {"name": "always 2.5", "metric": "mse", "value": 1.25}}))
+    alone = report(tmp_path, tmp_path / "lora").text
+    assert "baseline: always 2.5" in alone and "mse 1.2500" in alone
+    assert "always 2.5: mse 1.2500" in report(tmp_path, tmp_path / "lora", tmp_path / "adalora").text
+
+
 def test_freezing_has_its_section(trained: Runs, tmp_path: Path):
     parsed = report(tmp_path, trained("aflora"))
     assert "freezing" in headings(parsed)

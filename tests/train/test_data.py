@@ -272,6 +272,18 @@ def test_number_labels_are_sorted_as_numbers(tmp_path: Path, tokenizer: Any) -> 
     assert list(done.train["labels"]) == [2, 1, 0]
 
 
+@pytest.mark.parametrize("folder", [True, False])
+def test_digits_are_words_where_training_has_words(tmp_path: Path, tokenizer: Any, folder: bool) -> None:
+    """A .csv does not say what its labels are: each file would be taken for itself."""
+    train, validation = tmp_path / "train.csv", tmp_path / "validation.csv"
+    train.write_text("text,label\nfog,1\nrain,2\nhail,other\n", encoding="utf-8")
+    validation.write_text("text,label\nsnow,2\nsun,1\n", encoding="utf-8")
+    config = DataConfig(train=str(tmp_path)) if folder else DataConfig(train=str(train), validation=str(validation))
+    done = prepared("classification", config, tokenizer)
+    assert done.labels is not None and done.labels.names == ("1", "2", "other")
+    assert list(done.validation["labels"]) == [1, 0]
+
+
 def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"sentence1": "It rains.", "sentence2": "It is wet.", "label": label} for label in (0.5, 3.0)]
     done = prepared("regression", config_of(tmp_path, rows), tokenizer)

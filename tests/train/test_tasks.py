@@ -1,16 +1,20 @@
 """Guessing the task, and refusing models that cannot do it."""
 
+from dataclasses import replace
 from typing import Any
 
 import datasets
 import pytest
 from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, RobertaConfig, T5Config, ViTConfig
 
+import rankwise as rw
 from rankwise.errors import ConfigError
 from rankwise.heads import TASKS, task_named, usual_task
 from rankwise.train.columns import Columns
+from rankwise.train.config import GenerationConfig, RunConfig
+from rankwise.train.data_config import DataConfig
 from rankwise.train.prepare import PREPARERS
-from rankwise.train.tasks import check_length, guess_task
+from rankwise.train.tasks import check_length, check_lengths, guess_task
 
 LABELLED = Columns(text="text", label="label")
 PAIR = Columns(prompt="document", completion="summary")
@@ -76,6 +80,18 @@ def test_length_is_held_against_the_positions(model: Any, positions: int) -> Non
     check_length(positions, model)
     with pytest.raises(ConfigError, match=f"max_length={positions + 1} exceeds the {positions} positions"):
         check_length(positions + 1, model)
+
+
+@pytest.mark.parametrize("setting", ["data.max_target_length", "generation.max_new_tokens"])
+def test_an_encoder_decoder_writes_no_more_than_it_has_positions(setting: str) -> None:
+    section, _, name = setting.partition(".")
+    made = {"data": DataConfig(train="x.jsonl"), "generation": GenerationConfig()}
+    made[section] = replace(made[section], **{name: 1025})
+    config = RunConfig(model="x", method=rw.LoRA(), output="run", **made)
+    check_lengths(config, "seq2seq", T5Config())
+    check_lengths(config, "causal-lm", GPT2Config())
+    with pytest.raises(ConfigError, match=f"{name}=1025 exceeds the 1024 positions of this bart. Set {setting} to"):
+        check_lengths(config, "seq2seq", BartConfig())
 
 
 def test_t5_has_no_positions_to_run_out_of() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,41 @@ def test_a_schedule_without_room_stops_a_stock_trainer_before_its_first_step(tmp
     assert trainer.state.global_step == 0 and not (tmp_path / "history.jsonl").exists()
 
 
+@pytest.mark.parametrize(("logs", "step"), [("steps", 4), ("no", 8)])
+def test_a_stock_trainer_resumes_from_the_folder_it_was_told(logs: str, step: int, tmp_path: Path) -> None:
+    """Both runs have checkpoints of the same steps, before and after the first allocation. The second continues the first one's, or does not begin."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    through = rw.adapt(classifier(), ADALORA)
+    stock(through, first, logging_strategy=logs).train()
+    stock(rw.adapt(classifier(), ADALORA), second, logging_strategy=logs, learning_rate=1e-3).train()
+    from_first = {"resume_from_checkpoint": str(first / f"checkpoint-{step}")}
+    with pytest.raises(rw.FolderError, match=r"other weights than .*second.*another run's.*resume_from_checkpoint"):
+        stock(rw.adapt(classifier(), ADALORA), second, logging_strategy=logs).train(**from_first)
+    resumed = rw.adapt(classifier(), ADALORA)
+    stock(resumed, second, logging_strategy=logs, **from_first).train(**from_first)
+    assert resumed.ranks() == through.ranks()
+    for name, parameter in resumed.model.named_parameters():
+        assert torch.equal(parameter, through.model.get_parameter(name)), name
+    with pytest.raises(rw.FolderError, match=r"third.* is not there.*resume_from_checkpoint"):
+        stock(rw.adapt(classifier(), ADALORA), tmp_path / "third").train(**from_first)
+
+
+def test_a_stock_trainer_takes_a_stream(tmp_path: Path) -> None:
+    """It has no length: a schedule in steps runs, one in epochs is refused."""
+    for method, steps in ((ADALORA, [4, 6, 8]), (replace(ADALORA, warmup="1 epoch"), [])):
+        adaptation = rw.adapt(classifier(), method)
+        callback = rw.AdaptationCallback(adaptation)
+        arguments = TrainingArguments(**settings(tmp_path))
+        stream = rows().to_iterable_dataset()
+        trainer = Trainer(model=adaptation.model, args=arguments, train_dataset=stream, callbacks=[callback])
+        if steps:
+            trainer.train()
+            assert [e["step"] for e in events(tmp_path, "allocated")] == steps
+        else:
+            with pytest.raises(rw.ScheduleError, match="epoch"):
+                trainer.train()
+
+
 # our trainers
 
 
@@ -234,6 +270,21 @@ def test_seq2seq_checkpoints_hold_the_adapter_only(tmp_path: Path) -> None:
     trainer.train()
     check_checkpoint(tmp_path / "checkpoint-12", adaptation, heads=set(), tokenizer=False)
     assert len(adaptation.frozen()) == 2 * len(adaptation.adapters)
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts(tmp_path: Path) -> None:
+    """An hour up to step 4. A checkpoint of 0.1.0 does not know its time."""
+    hour = 3600.0
+    ours(rw.adapt(classifier(), ADALORA), tmp_path).train()
+    file = tmp_path / "checkpoint-4" / "loss_sums.json"
+    sums = tiny.strict_json(file)
+    assert 0 < sums.pop("seconds") < tiny.strict_json(tmp_path / "checkpoint-12" / "loss_sums.json")["seconds"]
+    for known in ({"seconds": hour}, {}):
+        file.write_text(json.dumps(sums | known))
+        trainer = ours(rw.adapt(classifier(), ADALORA), tmp_path)
+        trainer.train(resume_from_checkpoint=str(file.parent))
+        saved = tiny.strict_json(tmp_path / "checkpoint-12" / "loss_sums.json")["seconds"]
+        assert trainer.seconds > saved > (hour if known else 0)
 
 
 def test_old_checkpoints_are_removed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rankwise.cli.base_model import Base, Needs, adapter_and_base, weightless
 from rankwise.cli.console import make_console
 from rankwise.cli.help_page import examples
 from rankwise.errors import ConfigError
+from rankwise.io.description import fits
 from rankwise.io.fitting import check_fits
 from rankwise.io.folder import describe_base, write
 from rankwise.io.hub import located
@@ -21,6 +22,8 @@ from rankwise.io.sources import is_peft, opened
 from rankwise.io.untrusted_yaml import parse_yaml
 from rankwise.train import record
 from rankwise.train.quiet import quiet_libraries
+
+FACTS = {"blocks": (dict[str, list[str]], "'{c_attn: [q, v]}'"), "trained": (list[str], "'[classifier]'")}
 
 
 def run(arguments: list[str]) -> int:
@@ -83,15 +86,22 @@ def _source(given: Any) -> Path | Loralib:
             raise ConfigError(
                 f"{path} is a file, so a checkpoint of loralib's, which does not say its alpha. Give it with --alpha."
             )
-        facts = {name: _parsed(name, vars(given)[name]) for name in ("blocks", "trained") if vars(given)[name]}
+        facts = {name: _fact(name, vars(given)[name]) for name in FACTS if vars(given)[name] is not None}
         return Loralib(path, alpha=given.alpha, **facts)
-    for name in ("alpha", "blocks", "trained"):
+    for name in ("alpha", *FACTS):
         if vars(given)[name] is not None:
             raise ConfigError(
                 f"--{name} is for checkpoints of loralib's, and {path} is none. Leave it out: a folder says it itself."
             )
     path = located(given.source)
     return record.adapter_in(path) or path
+
+
+def _fact(name: str, text: str) -> Any:
+    value, (kind, example) = _parsed(name, text), FACTS[name]
+    if not fits(value, kind):
+        raise ConfigError(f"--{name} {text!r} is not possible; write it as in {example}.")
+    return value
 
 
 def _model(given: Any, source: Path | Loralib) -> nn.Module | None:

@@ -51,7 +51,7 @@ def plan_run(config: RunConfig, device_memory: str | None) -> Plan:
         model_config, (steps, steps_per_epoch) = known.model_config, training.length(known.rows)
         told = {"task": known.task, "total_steps": steps, "steps_per_epoch": steps_per_epoch}
     else:
-        model_config = read_config(config.model, revision=config.revision)
+        model_config = read_config(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
         check_length(config.data.max_length, model_config)
     return plan(
         model_config,

@@ -217,10 +217,10 @@ def _contender(spec: Spec, task: str, label: str) -> Contender:
         config = config_from_dict({**run, "method": method, "output": spec.output})
     except ConfigError as error:
         raise ConfigError(f"methods.{label} on {task}: {error}") from error
-    rates = of_method.get("learning_rates", spec.search.learning_rates)
+    rates = _rates(of_method.get("learning_rates", spec.search.learning_rates))
     if rates is None:
         rates = [float(f"{factor * config.method.learning_rate:.2g}") for factor in (0.3, 1, 3)]
-    check_rates(rates if isinstance(rates, list) else [], f"methods.{label}.learning_rates")
+    check_rates(rates, f"methods.{label}.learning_rates")
     return Contender(
         task=task,
         method=label,
@@ -231,6 +231,18 @@ def _contender(spec: Spec, task: str, label: str) -> Contender:
         metric=of_task.get("metric"),
         higher_is_better=of_task.get("higher_is_better"),
     )
+
+
+def _rates(given: Any) -> Any:
+    """With numbers where YAML has text: it takes 1e-3, which has no point, for a word."""
+    return [_number(rate) for rate in given] if isinstance(given, list) else given
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _of_method(spec: Spec, task: str, label: str) -> dict[str, Any]:

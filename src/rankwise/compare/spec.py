@@ -1,7 +1,7 @@
 """What a comparison is, as settings: the whole of its spec.yaml. Runs are described by the fields of a run's config."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -35,11 +35,11 @@ class SearchConfig:
             raise ConfigError(f"search.held_out={self.held_out} is a share of the rows, such as 0.2.")
 
 
-def check_rates(rates: Iterable[float], where: str) -> None:
-    """Raise ConfigError for a grid that holds nothing, or what is no learning rate."""
-    given = list(rates)
-    if not given or not all(isinstance(rate, int | float) and 0 < rate < 1e6 for rate in given):
-        raise ConfigError(f"{where}={given} is no list of learning rates. Write it as in [0.0003, 0.001, 0.003].")
+def check_rates(rates: Any, where: str) -> None:
+    """Raise ConfigError for what is no list, a grid that holds nothing, or what is no learning rate."""
+    listed = isinstance(rates, list) and len(rates) > 0
+    if not listed or not all(isinstance(rate, int | float) and 0 < rate < 1e6 for rate in rates):
+        raise ConfigError(f"{where}={rates!r} is no list of learning rates. Write it as in [0.0003, 0.001, 0.003].")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 The test is the exact permutation of signs: under the hypothesis that two methods do not differ, the sign of each paired
 difference is a coin's, and p is the share of the 2ⁿ ways to throw them whose mean is as far from 0. It supposes nothing
-about the distribution; n pairs can at best give p = 2^(1 − n).
+about the distribution; n pairs can at best give p = 2^(1 − n). Of more than 16 pairs, so many ways are drawn by lot.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import Any
 from rankwise.errors import ConfigError, not_installed
 
 CONFIDENCE, RESAMPLES = 0.95, 9999
+SIGNS = 2**16  # ways to throw the signs that are tried at most: all those of 16 pairs
 
 
 def mean(scores: Sequence[float]) -> float:
@@ -46,7 +47,7 @@ def paired_p(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
         return _mean(x - y, axis=axis)
 
     found = _scipy().permutation_test(
-        (ours, theirs), difference, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES, rng=0
+        (ours, theirs), difference, permutation_type="samples", vectorized=True, n_resamples=SIGNS, rng=0
     )
     return float(found.pvalue)
 

@@ -27,6 +27,11 @@ def model_of(source: Source, task: str | None, dtype: torch.dtype | None) -> tup
     task = task or usual_task(config)
     settings: dict[str, Any] = {"trust_remote_code": False} | ({} if dtype is None else {"dtype": dtype})
     head = BARE if task is None else task_named(task, config)
+    if not head.classes(config):
+        raise ConfigError(
+            f"a {config.model_type} model is none of transformers' own, and planning does not run the code that comes "
+            "with one. Make the model yourself and give it to rankwise.plan."
+        )
     with torch.device("meta"):
         model: nn.Module = head.model_class.from_config(config, **settings)
     return model.train(), task
@@ -44,9 +49,14 @@ def _twin(model: nn.Module) -> nn.Module:
 
 def recompute_activations(model: nn.Module) -> None:
     """Turn gradient checkpointing on, as `rankwise train` does. Raises ConfigError for a model that has none."""
+    model_that_recomputes(model).activation_checkpointing_enable({"use_reentrant": False})
+
+
+def model_that_recomputes(model: nn.Module) -> PreTrainedModel:
+    """The model. Raises ConfigError unless it has gradient checkpointing."""
     if not isinstance(model, PreTrainedModel) or not model.supports_gradient_checkpointing:
         raise ConfigError(f"a {type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing off.")
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
 
 
 def loss_of(model: nn.Module, task: str | None, rows: int, length: int) -> Callable[[], Tensor] | None:

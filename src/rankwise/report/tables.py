@@ -41,7 +41,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _baseline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     baseline = results["baseline"]
-    return [(f"baseline: {baseline.get('name')}", number(baseline.get("value")))] if baseline else []
+    return [(f"baseline: {baseline.get('name')}", _scored(baseline))] if baseline else []
+
+
+def _scored(baseline: Mapping[str, Any]) -> str:
+    """With its own metric, which may be another than the run's: of a regression, mse beside pearson."""
+    return f"{baseline.get('metric') or ''} {number(baseline.get('value'))}".strip()
 
 
 def results_table(runs: Sequence[Run]) -> Table:
@@ -56,7 +61,7 @@ def _results(run: Run) -> list[str]:
         return ["still training", "", f"{run.last_step:,}", "", "", "", ""]
     baseline, primary = results["baseline"], results["primary"]
     if baseline:
-        compared = f"{baseline.get('name')}: {number(baseline.get('value'))}"
+        compared = f"{baseline.get('name')}: {_scored(baseline)}"
     else:
         compared = f"untouched model: {number((results['before'] or {}).get(primary))}"
     return [

@@ -5,21 +5,21 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig as HFGenerationConfig
-from transformers import PrinterCallback, Seq2SeqTrainingArguments, Trainer, TrainingArguments
+from transformers import PrinterCallback, Seq2SeqTrainingArguments, TrainingArguments
 
 from rankwise.train.job import Job
 from rankwise.train.record import TENSORBOARD
 from rankwise.train.trackers import write_tensorboard_to
-from rankwise.train.trainer import AdaptationSeq2SeqTrainer, AdaptationTrainer
+from rankwise.train.trainer import AdaptationMixin, AdaptationSeq2SeqTrainer, AdaptationTrainer
 
 
-def build_trainer(job: Job, output: Path, history: Path | None) -> Trainer:
+def build_trainer(job: Job, output: Path, history: Path | None) -> AdaptationMixin:
     """The task's trainer over the job's model and rows. It writes below `output` only."""
     cls, arguments_cls, extra = _kind(job)
     arguments = arguments_cls(**_arguments(job, output), **extra)
     metrics = {} if job.metrics.compute is None else {"compute_metrics": job.metrics.compute}
     collator = {} if job.prepared.collator is None else {"data_collator": job.prepared.collator}
-    trainer: Trainer = cls(
+    trainer: AdaptationMixin = cls(
         model=job.model,
         args=arguments,
         train_dataset=job.prepared.train,

@@ -5,13 +5,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from rankwise.adaptation import Adaptation
 from rankwise.errors import FolderError
+from rankwise.io import folder as files
 
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint of a stock Trainer, beside its whole-model files
+_ELSEWHERE = (
+    "To continue from a folder outside output_dir, name it in TrainingArguments(resume_from_checkpoint=...) as well."
+)
 
 
 class AdaptationCallback(TrainerCallback):
@@ -41,25 +46,43 @@ class AdaptationCallback(TrainerCallback):
         self.detach()  # a run that ended in an error left its hooks
         if self.saves and state.global_step > 0:
             self._restore(args, state)
-        steps_per_epoch = max(1, math.ceil(len(given["train_dataloader"]) / args.gradient_accumulation_steps))
         history = self.history or Path(args.output_dir) / "history.jsonl"
         attached = self.adaptation.attached(
             given["optimizer"],
             state.max_steps,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=_steps_per_epoch(given["train_dataloader"], args.gradient_accumulation_steps),
             history=history,
             compiled=args.torch_compile,
         )
         self._attached.enter_context(attached)
 
     def _restore(self, args: TrainingArguments, state: TrainerState) -> None:
-        folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / ADAPTER_FOLDER
-        if not folder.is_dir():
+        checkpoints = [Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"]
+        if args.resume_from_checkpoint is not None:
+            checkpoints.insert(0, Path(args.resume_from_checkpoint))
+        folders = [checkpoint / ADAPTER_FOLDER for checkpoint in checkpoints]
+        there = [folder for folder in folders if folder.is_dir()]
+        if not there:
             raise FolderError(
-                f"training resumes at step {state.global_step}, but {folder} is not there: the adaptive state of that "
-                "checkpoint was not saved. Was the callback part of the run that wrote it?"
+                f"training resumes at step {state.global_step}, but {folders[0]} is not there: the adaptive state of "
+                f"that checkpoint was not saved. Was the callback part of the run that wrote it? {_ELSEWHERE}"
             )
-        self.adaptation.restore(folder)
+        # Trainer does not tell its callbacks from where it resumes, but has loaded the model's weights by now
+        read = next((folder for folder in there if self._holds(folder)), None)
+        if read is None:
+            raise FolderError(
+                f"training resumes at step {state.global_step} with other weights than {there[0]} has: the checkpoint "
+                f"is another run's. {_ELSEWHERE}"
+            )
+        self.adaptation.restore(read)
+
+    def _holds(self, folder: Path) -> bool:
+        """Whether the model's tensors are, bit for bit, those of an adapter folder, in the model's types."""
+        saved, adaptation = files.read(folder).tensors, self.adaptation
+        own = files.whole(files.collect({**adaptation.adapters, **adaptation.parts}, adaptation.trained))
+        return own.keys() == saved.keys() and all(
+            torch.equal(tensor.cpu(), saved[name].to(tensor.dtype)) for name, tensor in own.items()
+        )
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         self.flush()
@@ -79,3 +102,8 @@ class AdaptationCallback(TrainerCallback):
     def detach(self) -> None:
         """Leave the optimizer. Safe to call twice."""
         self._attached.close()
+
+
+def _steps_per_epoch(batches: Any, accumulation: int) -> int | None:
+    """None where the rows are a stream, whose end nobody knows."""
+    return max(1, math.ceil(len(batches) / accumulation)) if has_length(batches) else None

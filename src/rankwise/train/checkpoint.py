@@ -16,7 +16,7 @@ from rankwise.errors import FolderError
 from rankwise.io.description import fits
 from rankwise.io.untrusted import brief, check_ordinary, read_text
 
-LOSS_SUMS = "loss_sums.json"  # what the reported training loss is made from
+LOSS_SUMS = "loss_sums.json"  # what the reported training loss and time are made from
 MOST_STATE = 32 * 2**20  # bytes of trainer_state.json, which repeats every line of the log
 PICKLED = ("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state*.pth")  # read with weights_only
 STATE: dict[str, Any] = {
@@ -28,7 +28,12 @@ STATE: dict[str, Any] = {
     "log_history": list,
     "stateful_callbacks": dict,
 }
-SUMS: dict[str, Any] = {"since_logged": list[float], "total": float, "last_logged": int}
+SUMS: dict[str, Any] = {
+    "since_logged": list[float],
+    "total": float,
+    "last_logged": int,
+    "seconds": float | None,
+}  # None: of 0.1.0
 
 BROKEN = (pickle.UnpicklingError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
 

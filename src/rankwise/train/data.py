@@ -1,8 +1,10 @@
 """The rows of a run: read from a file, a folder or the hub, checked, split, and drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
 from rankwise.errors import DataError, nearest
 from rankwise.io.model_card import HUB_ID
@@ -45,12 +47,19 @@ def read_splits(config: DataConfig) -> Splits:
     else:
         return read_hub(config)
     if config.validation is not None:
-        validation = read_existing(config.validation, config)
+        validation = read_existing(config.validation, train, config)
     return train, validation
 
 
 def wanted_of(config: DataConfig) -> Wanted:
     return Wanted(label=config.label or "label", names=known_names(config))
+
+
+def wanted_beside(train: datasets.Dataset, config: DataConfig) -> Wanted:
+    """For validation rows: a label has the type that it has in training, where the file itself leaves that open."""
+    wanted = wanted_of(config)
+    types = {name: train.data.schema.field(name).type for name in train.column_names if name == wanted.label}
+    return replace(wanted, label_is_text=any(pa.types.is_string(each) for each in types.values()))
 
 
 def is_local(source: str) -> bool:
@@ -66,23 +75,24 @@ def missing_file(path: Path) -> str:
     return f"{path} does not exist; {there}.{nearest(path.name, beside)}"
 
 
-def read_existing(source: str, config: DataConfig) -> datasets.Dataset:
+def read_existing(source: str, train: datasets.Dataset, config: DataConfig) -> datasets.Dataset:
+    """Validation rows from a file of their own."""
     path = Path(source).expanduser()
     if not path.is_file():
         raise DataError(missing_file(path))
-    return read_file(path, wanted_of(config))
+    return read_file(path, wanted_beside(train, config))
 
 
 def read_folder(folder: Path, config: DataConfig) -> Splits:
-    train = split_file(folder, ("train",))
-    if train is None:
+    path = split_file(folder, ("train",))
+    if path is None:
         there = sorted(entry.name for entry in folder.iterdir())
         raise DataError(
             f"{folder} has no train file ({', '.join('train' + s for s in READERS)}); it holds {there[:10]}."
         )
     validation = split_file(folder, VALIDATION_STEMS)
-    wanted = wanted_of(config)
-    return read_file(train, wanted), read_file(validation, wanted) if validation else None
+    train = read_file(path, wanted_of(config))
+    return train, read_file(validation, wanted_beside(train, config)) if validation else None
 
 
 def split_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
@@ -104,7 +114,7 @@ def read_hub(config: DataConfig) -> Splits:
     if config.validation in splits:
         return splits["train"], splits[config.validation]
     if is_local(config.validation) or Path(config.validation).expanduser().is_file():
-        return splits["train"], read_existing(config.validation, config)
+        return splits["train"], read_existing(config.validation, splits["train"], config)
     raise DataError(
         f"validation={config.validation!r} is no split of {config.train} and no file; its splits are {list(splits)}."
         + nearest(config.validation, splits)

@@ -66,7 +66,7 @@ class DataConfig:
     """Longest input in tokens (prompt and completion together for a causal model); longer ones are cut and counted."""
 
     max_target_length: int = 128
-    """Longest target of seq2seq in tokens; what is longer is cut and counted."""
+    """Longest target of seq2seq to learn from, in tokens; longer ones are cut and counted, and scored as they are."""
 
     document_stride: int = 128
     """Tokens that two windows of one long span-qa context share."""

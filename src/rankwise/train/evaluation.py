@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from rankwise.errors import ConfigError
 from rankwise.train.build import generation_config
 from rankwise.train.job import Job
 from rankwise.train.metrics import perplexity
 from rankwise.train.scorers import content, references_by_prompt
+from rankwise.train.tasks import positions_of
 from rankwise.train.token_loss import mean_token_loss
 
 Scores = dict[str, float]
@@ -22,7 +24,8 @@ def evaluate(job: Job, trainer: Trainer) -> Scores:
         kept = {k.removeprefix("eval_"): v for k, v in found.items() if isinstance(v, int | float)}
         return {k: v for k, v in kept.items() if k not in _CLOCKS}
     with trainer.accelerator.autocast():  # as the trainer's own evaluations, whether it has trained or not
-        loss = mean_token_loss(job.model, _batches(trainer))
+        # the loader deals rows out to the processes, and repeats some where they do not come out even
+        loss = mean_token_loss(job.model, _batches(trainer), trainer.accelerator.gather_for_metrics)
     scores = {"loss": loss, "perplexity": perplexity(loss)}
     return scores | (generated_scores(job, trainer) if job.config.generation.rows else {})
 
@@ -73,15 +76,35 @@ def generate(job: Job, trainer: Trainer, prompts: list[Any]) -> list[str]:
     size = 2 * job.config.training.batch_size
     try:
         for start in range(0, len(prompts), size):
-            texts = [_as_text(tokenizer, p) for p in prompts[start : start + size]]
+            batch = prompts[start : start + size]
             # padding on the left: what is generated must follow the prompt itself
-            inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+            inputs = _encoded(tokenizer, batch, return_tensors="pt", padding=True, padding_side="left").to(model.device)
             with trainer.accelerator.autocast():
                 out = model.generate(**inputs, generation_config=config)
             written += tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     finally:
         model.train(training)
     return written
+
+
+def check_room(job: Job) -> None:
+    """Raise ConfigError if a causal model has too few positions for a prompt and what is to be written after it."""
+    positions, prompts = positions_of(job.model.config), sample_prompts(job, job.config.generation.rows)
+    if positions is None or not prompts:
+        return
+    longest = max(map(len, _encoded(job.tokenizer, prompts, verbose=False)["input_ids"]))
+    most = job.config.generation.max_new_tokens
+    if longest + most > positions:
+        raise ConfigError(
+            f"generation.max_new_tokens={most} after a prompt of {longest} tokens exceeds the {positions} positions of "
+            f"this {job.model.config.model_type}. Lower it, or data.max_length, which limits the prompts."
+        )
+
+
+def _encoded(tokenizer: Any, prompts: list[Any], **settings: Any) -> Any:
+    texts = [_as_text(tokenizer, p) for p in prompts]
+    plain = isinstance(prompts[0], str)  # a chat template writes its special tokens itself: <bos> would stand twice
+    return tokenizer(texts, add_special_tokens=plain, **settings)
 
 
 def _as_text(tokenizer: Any, prompt: Any) -> str:

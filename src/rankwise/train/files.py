@@ -30,7 +30,9 @@ class Wanted:
     """What the reader must know about columns before they are read."""
 
     label: str
-    """The one column of a .csv in which digits mean numbers."""
+    """The one column of a .csv in which digits mean numbers, if all of its values are digits."""
+    label_is_text: bool = False
+    """Digits are words there as well: the training rows have labels such as "1", "2" and "other"."""
     names: Collection[str]
     """Columns that must be readable; any other is left out if its values do not share one type."""
 
@@ -139,7 +141,7 @@ def read_delimited(path: Path, wanted: Wanted, parse: pa_csv.ParseOptions) -> pa
     try:
         with pa_csv.open_csv(path, read_options=whole, parse_options=parse) as reader:
             names = reader.schema.names
-        words = {name: pa.string() for name in names if name != wanted.label}
+        words = {name: pa.string() for name in names if wanted.label_is_text or name != wanted.label}
         convert = pa_csv.ConvertOptions(column_types=words, null_values=[""], strings_can_be_null=False)
         table = pa_csv.read_csv(path, read_options=whole, parse_options=parse, convert_options=convert)
     except (pa.ArrowException, UnicodeDecodeError) as error:

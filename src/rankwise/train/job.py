@@ -4,21 +4,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+import datasets
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from rankwise.adaptation import Adaptation
 from rankwise.adapting import adapt, load
-from rankwise.errors import ConfigError
 from rankwise.heads import task_named
-from rankwise.train.columns import find_columns
+from rankwise.planning.weightless import model_that_recomputes
+from rankwise.train.columns import Columns, find_columns
 from rankwise.train.config import RunConfig
 from rankwise.train.data import load_rows
 from rankwise.train.metrics import Metrics, metrics_for
 from rankwise.train.prepare import prepare
 from rankwise.train.prepared import Prepared
+from rankwise.train.pretrained import from_pretrained, read_tokenizer, source_of
 from rankwise.train.scorers import Scorer, check_references, scorer_for
-from rankwise.train.tasks import check_length, guess_task
+from rankwise.train.tasks import check_lengths, guess_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +47,21 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
     """
     rows = load_rows(config.data)
     columns = find_columns(rows, config.data)
-    source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    model_config = _from_pretrained(AutoConfig, config.model, source)
+    source = source_of(config)
+    model_config = from_pretrained(AutoConfig, config.model, source)
     task, reason = guess_task(columns, rows["train"], model_config)
     if config.task is not None:
         task, reason = config.task, "the config says so"
     head = task_named(task, model_config).model_class
-    check_length(config.data.max_length, model_config)
+    check_lengths(config, task, model_config)
     scorer = scorer_for(config.generation, task, columns)
-    tokenizer = _tokenizer(config, source)
+    tokenizer = read_tokenizer(config)
     prepared = prepare(task, rows, columns, tokenizer, config.data)
     check_references(config.generation.score, rows["validation"], columns)
     set_seed(config.training.seed)  # heads, then adapters, are drawn from here on
-    model = _from_pretrained(head, config.model, source | _head_settings(task, prepared))
+    model = from_pretrained(head, config.model, source | _head_settings(task, prepared))
+    if config.training.gradient_checkpointing:
+        model_that_recomputes(model)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return Job(
@@ -73,11 +76,17 @@ def make_job(config: RunConfig, adapter: Path | None = None) -> Job:
             tokenizer=tokenizer,
             spans=prepared.spans,
             scorer=scorer,
-            prompts=prepared.validation["input_ids"] if task == "seq2seq" and scorer.by_prompt else None,
+            **(_whole_texts(rows["validation"], columns, scorer) if task == "seq2seq" else {}),
         ),
         scorer=scorer,
         adaptation=_adaptation(config, model, adapter),
     )
+
+
+def _whole_texts(validation: datasets.Dataset, columns: Columns, scorer: Scorer) -> dict[str, Any]:
+    """What generated text is scored by, as the file has it: what the model reads is cut."""
+    roles = {"references": "completion"} | ({"prompts": "prompt"} if scorer.by_prompt else {})
+    return {name: list(validation[columns.column(role)]) for name, role in roles.items()}
 
 
 def _adaptation(config: RunConfig, model: PreTrainedModel, adapter: Path | None) -> Adaptation:
@@ -89,41 +98,8 @@ def _adaptation(config: RunConfig, model: PreTrainedModel, adapter: Path | None)
     return adaptation
 
 
-def _tokenizer(config: RunConfig, source: dict[str, Any]) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, config.model, source)
-    special = len(tokenizer.all_special_ids)
-    if len(tokenizer) <= special:  # what transformers makes when there are no files: every word would be unknown
-        raise ConfigError(
-            f"model={config.model!r} brings no tokenizer: its vocabulary holds {special} special tokens and no word. "
-            "Save the tokenizer into the model's folder with tokenizer.save_pretrained(folder)."
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoder families without one; padding is masked everywhere
-    return tokenizer
-
-
 def _head_settings(task: str, prepared: Prepared) -> dict[str, Any]:
     if task == "classification" and prepared.labels is not None:
         labels = prepared.labels
         return {"num_labels": len(labels), "id2label": labels.id2label, "label2id": labels.label2id}
     return {"num_labels": 1, "problem_type": "regression"} if task == "regression" else {}
-
-
-def _from_pretrained(loader: Any, name: str, settings: dict[str, Any]) -> Any:
-    try:
-        return loader.from_pretrained(name, **settings)
-    except RuntimeError as error:  # shapes differ; transformers prints which
-        raise ConfigError(
-            f"model={name!r} does not fit: its weights have other shapes than the task's head with "
-            f"num_labels={settings.get('num_labels', 'its own')}. It was probably fine-tuned for other classes; choose "
-            "the model that it was made from."
-        ) from error
-    except (OSError, ValueError, SafetensorError) as error:
-        path = Path(name).expanduser()
-        local = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
-        missing = local and not path.exists()
-        reason = f"there is no folder {path}." if missing else str(error).strip().split("\n")[0]
-        advice = "Give a hub id or a folder with a model."
-        if "trust_remote_code" in str(error):
-            advice = "If you trust that code, set trust_remote_code: true."
-        raise ConfigError(f"model={name!r} cannot be loaded: {reason} {advice}") from error

@@ -54,11 +54,14 @@ def metrics_for(
     spans: SpanTruth | None = None,
     decoding: SpanDecoding | None = None,
     scorer: Scorer = SCORERS["text"],
-    prompts: Sequence[Any] | None = None,
+    prompts: Sequence[str] | None = None,
+    references: Sequence[str] | None = None,
 ) -> Metrics:
-    """`labels` for classification, `spans` (and `decoding`) for span-qa, `tokenizer` and `scorer` for seq2seq.
+    """`labels` for classification, `spans` (and `decoding`) for span-qa, `tokenizer`, `references` and `scorer` for
+    seq2seq. Raises ConfigError where one of them is missing.
 
-    `prompts`, of the validation rows in their order, for a scorer that takes rows with one prompt together.
+    `references` and `prompts` are texts of the validation rows, in their order and whole; `prompts` only for a scorer
+    that takes rows with one prompt together.
     """
     if task == "classification" and labels is not None:
         compute: Callable[[EvalPrediction], Scores] = partial(from_logits, classes=len(labels))
@@ -68,12 +71,12 @@ def metrics_for(
     if task == "span-qa" and spans is not None:
         compute = partial(from_spans, truth=spans, decoding=decoding or SpanDecoding())
         return Metrics(primary="f1", higher_is_better=True, compute=compute)
-    if task == "seq2seq" and tokenizer is not None:
-        compute = partial(from_tokens, tokenizer=tokenizer, scorer=scorer, prompts=prompts)
+    if task == "seq2seq" and tokenizer is not None and references is not None:
+        compute = partial(from_tokens, tokenizer=tokenizer, scorer=scorer, prompts=prompts, references=references)
         return Metrics(primary=scorer.names[0], higher_is_better=True, compute=compute)
     if task == "causal-lm":
         return Metrics(primary="perplexity", higher_is_better=False, compute=None)
-    raise ConfigError(f"no metrics for task {task!r} without its labels, tokenizer or spans.")
+    raise ConfigError(f"no metrics for task {task!r} without its labels, spans, or tokenizer and references.")
 
 
 def from_logits(prediction: EvalPrediction, classes: int) -> Scores:
@@ -90,14 +93,19 @@ def from_spans(prediction: EvalPrediction, truth: SpanTruth, decoding: SpanDecod
 
 
 def from_tokens(
-    prediction: EvalPrediction, tokenizer: PreTrainedTokenizerBase, scorer: Scorer, prompts: Sequence[Any] | None
+    prediction: EvalPrediction,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    prompts: Sequence[str] | None,
+    references: Sequence[str],
 ) -> Scores:
+    """Scores against whole references: the label ids end at max_target_length, where an answer may not have begun."""
     predicted = decode(first(prediction.predictions), tokenizer)
-    labels = decode(prediction.label_ids, tokenizer)
+    accepted = [text.strip() for text in references]
     if prompts is None:
-        return scorer.scores(predicted, [[text] for text in labels])
-    references = references_by_prompt(prompts, labels)
-    return scorer.scores([predicted[place] for place in references], list(references.values()))
+        return scorer.scores(predicted, [[text] for text in accepted])
+    together = references_by_prompt(prompts, accepted)
+    return scorer.scores([predicted[place] for place in together], list(together.values()))
 
 
 def first(predictions: Any) -> Array:

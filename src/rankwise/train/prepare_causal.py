@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import datasets
+
 from rankwise.errors import ConfigError, DataError
 from rankwise.train.generation_rows import SPLITS, Batch, cut_rows, hold_text, mapped
 from rankwise.train.prepared import Prepared, Source
@@ -16,14 +18,30 @@ def prepare_causal(source: Source) -> Prepared:
         encode, completion_only = prompts_and_completions(source), True
     else:
         encode, completion_only = plain_texts(source), False
-    rows = {split: mapped(source, split, encode) for split in SPLITS}
+    encoded = {split: mapped(source, split, encode) for split in SPLITS}
+    rows = {split: learnable(source, split, each) for split, each in encoded.items()}
     return Prepared(
         task="causal-lm",
-        **{split: each.remove_columns("cut") for split, each in rows.items()},
+        **{split: each.remove_columns(["cut", "masked"]) for split, each in rows.items()},
         collator=None,
         truncated=cut_rows(rows),
+        left_out={split: len(each) - len(rows[split]) for split, each in encoded.items()},
         completion_only=completion_only,
     )
+
+
+def learnable(source: Source, split: str, rows: datasets.Dataset) -> datasets.Dataset:
+    """The rows of which max_length leaves a token to predict; TRL would leave out the others without a word.
+
+    Raises DataError when there are none.
+    """
+    kept = [place for place, masked in enumerate(rows["masked"]) if not masked]
+    if not kept:
+        raise DataError(
+            f"max_length={source.config.max_length} tokens leave nothing of the completion of any {split} row: the "
+            "prompts take them all. Raise data.max_length, or shorten the prompts."
+        )
+    return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 def plain_texts(source: Source) -> Callable[[Batch], Batch]:
@@ -32,7 +50,7 @@ def plain_texts(source: Source) -> Callable[[Batch], Batch]:
 
     def encode(batch: Batch) -> Batch:
         ids = source.tokenizer(batch[column], verbose=False)["input_ids"]
-        return {"text": batch[column], "cut": [len(each) > room for each in ids]}
+        return {"text": batch[column], "cut": [len(each) > room for each in ids], "masked": [False] * len(ids)}
 
     return encode
 
@@ -44,7 +62,8 @@ def conversations(source: Source) -> Callable[[Batch], Batch]:
     def encode(batch: Batch) -> Batch:
         for messages in batch[column]:
             check_messages(messages, column)
-        return {"messages": batch[column], "cut": [chat_is_long(source, each) for each in batch[column]]}
+        cut = [len(rendered(source, each)) > source.config.max_length for each in batch[column]]
+        return {"messages": batch[column], "cut": cut, "masked": [False] * len(cut)}
 
     return encode
 
@@ -76,6 +95,7 @@ def text_pairs(source: Source, prompts: list[str], completions: list[str]) -> Ba
         "prompt": [joined(text, between) for text in shortened],
         "completion": completions,
         "cut": [a or b for a, b in zip(cut, over, strict=True)],
+        "masked": [False] * len(prompts),
     }
 
 
@@ -119,8 +139,21 @@ def chat_pairs(source: Source, prompts: list[str], completions: list[str]) -> Ba
 def message_pairs(source: Source, prompts: list[Any], completions: list[Any]) -> Batch:
     for messages in (*prompts, *completions):
         check_messages(messages, "prompt or completion")
-    cut = [chat_is_long(source, prompt + answer) for prompt, answer in zip(prompts, completions, strict=True)]
-    return {"prompt": prompts, "completion": completions, "cut": cut}
+    whole = [rendered(source, prompt + answer) for prompt, answer in zip(prompts, completions, strict=True)]
+    asked = [rendered(source, prompt, add_generation_prompt=True) for prompt in prompts]
+    most = source.config.max_length
+    return {
+        "prompt": prompts,
+        "completion": completions,
+        "cut": [len(ids) > most for ids in whole],
+        "masked": [shared_beginning(*both) >= min(most, len(both[1])) for both in zip(asked, whole, strict=True)],
+    }
+
+
+def shared_beginning(one: list[int], other: list[int]) -> int:
+    """Tokens that both begin with: where a prompt and the prompt with its completion part, TRL has the latter begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def check_messages(messages: Any, column: str) -> None:
@@ -131,9 +164,11 @@ def check_messages(messages: Any, column: str) -> None:
         )
 
 
-def chat_is_long(source: Source, messages: list[dict[str, str]]) -> bool:
-    ids = source.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-    return len(ids) > source.config.max_length
+def rendered(source: Source, messages: list[dict[str, str]], *, add_generation_prompt: bool = False) -> list[int]:
+    ids: list[int] = source.tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False, add_generation_prompt=add_generation_prompt
+    )
+    return ids
 
 
 def require_template(source: Source) -> None:

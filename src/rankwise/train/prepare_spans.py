@@ -72,13 +72,30 @@ def encode_windows(source: Source, split: str, answers: Sequence[Answers]) -> da
     rows = source.rows[split].select_columns([question, context])
 
     def encode(batch: dict[str, list[str]], places: list[int]) -> dict[str, Any]:
-        questions = [text.strip() for text in batch[question]]  # blanks before it would eat into the window
-        check_room(source, questions, split)
+        questions = checked_questions(source, split, batch[question])
         return encode_batch(source, questions, batch[context], [answers[place] for place in places], places[0])
 
     return rows.map(
         encode, batched=True, with_indices=True, remove_columns=rows.column_names, desc=f"Tokenizing {split}"
     )
+
+
+def count_windows(source: Source) -> int:
+    """How many rows the training rows become. Raises ConfigError or DataError where they cannot be cut."""
+    check_tokenizer(source)
+    question, context = source.columns.column("question"), source.columns.column("context")
+    windows = 0
+    for batch in source.rows["train"].select_columns([question, context]).iter(batch_size=1000):
+        questions = checked_questions(source, "train", batch[question])
+        windows += len(cut_into_windows(source, questions, batch[context])["input_ids"])
+    return windows
+
+
+def checked_questions(source: Source, split: str, given: list[str]) -> list[str]:
+    """Without the blanks before them, which would eat into the window. Raises DataError for one that is too long."""
+    questions = [text.strip() for text in given]
+    check_room(source, questions, split)
+    return questions
 
 
 def check_room(source: Source, questions: list[str], split: str) -> None:
@@ -98,15 +115,7 @@ def encode_batch(
     source: Source, questions: list[str], contexts: list[str], answers: list[Answers], first: int
 ) -> dict[str, Any]:
     """Windows of a batch whose rows are `first`, `first` + 1, ..."""
-    inputs = source.tokenizer(
-        questions,
-        contexts,
-        truncation="only_second",
-        max_length=source.config.max_length,
-        stride=source.config.document_stride,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
+    inputs = cut_into_windows(source, questions, contexts)
     examples = inputs.pop("overflow_to_sample_mapping")
     inputs.pop("offset_mapping")
     offsets = [context_offsets(inputs, window) for window in range(len(examples))]
@@ -122,6 +131,18 @@ def encode_batch(
         "offsets": [each.tolist() for each in offsets],
         "null_index": nulls,
     }
+
+
+def cut_into_windows(source: Source, questions: list[str], contexts: list[str]) -> BatchEncoding:
+    return source.tokenizer(
+        questions,
+        contexts,
+        truncation="only_second",
+        max_length=source.config.max_length,
+        stride=source.config.document_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
 
 
 def context_offsets(inputs: BatchEncoding, window: int) -> Integers:

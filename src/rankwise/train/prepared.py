@@ -1,7 +1,7 @@
 """What preparing gives to a trainer and to the evaluation."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -41,6 +41,8 @@ class Prepared:
     """None for causal-lm: SFTTrainer brings its own."""
     truncated: dict[str, int]
     """Rows of each split that max_length (or max_target_length) cut; for span-qa rows that need several windows."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows of each split of whose completion max_length leaves nothing to learn or to score."""
     labels: LabelSet | None = None
     baseline: Baseline | None = None
     """None where only the untouched model can be compared with."""

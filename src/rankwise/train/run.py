@@ -1,7 +1,6 @@
 """A whole run: job, baseline, training, evaluation, files."""
 
 import os
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from rankwise.io.atomic import recover_all, write_json
 from rankwise.train import record
 from rankwise.train.build import build_trainer
 from rankwise.train.config import RunConfig
-from rankwise.train.evaluation import Scores, evaluate, generate, sample_prompts
+from rankwise.train.evaluation import Scores, check_room, evaluate, generate, sample_prompts
 from rankwise.train.job import Job, make_job
 from rankwise.train.progress import MetricsFile, ProgressCallback
 from rankwise.train.trackers import check_installed
@@ -41,7 +40,7 @@ class Result:
     trainable_average: float  # over the steps of the run
     head_parameters: int  # of the trainable ones, those that train in full beside what the method is about
     total_parameters: int
-    seconds: float
+    seconds: float  # of training, up to a checkpoint and from there on where the run was resumed
     peak_memory: int  # bytes
     samples: list[dict[str, str]]  # prompt, before, after; of causal models that generate
     labels: list[str] | None  # names of the classes, in the order of the model's outputs
@@ -60,6 +59,7 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         check_installed(config.training.report_to)
     job = make_job(config)
     _check_schedule(job)
+    check_room(job)
     _say_what(job, console)
     with together():
         if is_first():
@@ -74,12 +74,11 @@ def train(config: RunConfig, console: Console, *, resume: bool = False) -> Resul
         before = evaluate(job, trainer) if job.prepared.baseline is None else {}
         before_texts = generate(job, trainer, prompts)
     start_count = job.adaptation.count()
-    began = time.monotonic()
     try:
         output = _trained(trainer, folder / record.CHECKPOINTS)
     finally:
         progress.close()
-    seconds = time.monotonic() - began
+    seconds = trainer.seconds
     scores = evaluate(job, trainer)
     result = Result(
         task=job.task,
@@ -146,8 +145,15 @@ def _say_what(job: Job, console: Console) -> None:
     rows = f"{len(job.prepared.train):,} rows to train on, {len(job.prepared.validation):,} to evaluate on"
     console.print(f"task: {job.task}, because {job.task_reason}; {rows}")
     console.print(f"learning rate: {job.config.training.learning_rate:g}")
-    cut = [f"{count:,} {split} rows" for split, count in job.prepared.truncated.items() if count]
+    length = f"max_length={job.config.data.max_length} tokens"
+    cut, left_out = _counted(job.prepared.truncated), _counted(job.prepared.left_out)
     if cut:
         done = "split into windows of" if job.task == "span-qa" else "cut to"
-        console.print(f"{done} max_length={job.config.data.max_length} tokens: {', '.join(cut)}")
+        console.print(f"{done} {length}: {cut}")
+    if left_out:
+        console.print(f"left out, for {length} leave nothing of the completion: {left_out}")
     console.print(str(job.adaptation), highlight=False)
+
+
+def _counted(rows: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split} rows" for split, count in rows.items() if count)

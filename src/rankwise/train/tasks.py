@@ -6,27 +6,41 @@ from transformers import PretrainedConfig
 
 from rankwise.errors import ConfigError
 from rankwise.train.columns import Columns
+from rankwise.train.config import RunConfig
 
 # RoBERTa's positions begin behind its padding token's id
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
 
 
-def check_length(max_length: int, model_config: PretrainedConfig) -> None:
-    """Raises ConfigError when the model has fewer positions than `max_length`."""
+def positions_of(model_config: PretrainedConfig) -> int | None:
+    """How many tokens in a row the model can take, None where nothing limits them."""
     settings = model_config.to_dict()
     # T5 keeps an n_positions that it does not use
-    positions = settings.get("max_position_embeddings") or (
+    positions: int | None = settings.get("max_position_embeddings") or (
         None if model_config.is_encoder_decoder else settings.get("n_positions")
     )
-    if positions is None:
-        return
-    if model_config.model_type in COUNT_FROM_PADDING:
+    if positions is not None and model_config.model_type in COUNT_FROM_PADDING:
         positions -= settings["pad_token_id"] + 1
-    if max_length > positions:
+    return positions
+
+
+def check_length(length: int, model_config: PretrainedConfig, setting: str = "data.max_length") -> None:
+    """Raises ConfigError when the model has fewer positions than `length`, which is that of the setting."""
+    positions = positions_of(model_config)
+    if positions is not None and length > positions:
+        _, _, name = setting.partition(".")
         raise ConfigError(
-            f"max_length={max_length} exceeds the {positions} positions of this {model_config.model_type}. "
-            f"Set data.max_length to at most {positions}."
+            f"{name}={length} exceeds the {positions} positions of this {model_config.model_type}. "
+            f"Set {setting} to at most {positions}."
         )
+
+
+def check_lengths(config: RunConfig, task: str, model_config: PretrainedConfig) -> None:
+    """Raises ConfigError when a model has fewer positions than it would read or, in seq2seq, write."""
+    check_length(config.data.max_length, model_config)
+    if task == "seq2seq":
+        check_length(config.data.max_target_length, model_config, "data.max_target_length")
+        check_length(config.generation.max_new_tokens, model_config, "generation.max_new_tokens")
 
 
 def guess_task(columns: Columns, rows: datasets.Dataset, model_config: PretrainedConfig) -> tuple[str, str]:

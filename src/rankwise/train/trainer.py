@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         self.adaptation = adaptation
         self.head_learning_rate, self.group_by_length = head_learning_rate, group_by_length
         self._loss_sums: dict[str, Any] | None = None  # of the checkpoint that is being resumed
+        self._began, self._earlier_seconds = time.monotonic(), 0.0
         self.optimizer: torch.optim.Optimizer | None
         super().__init__(*args, **kwargs)
         if not self._loss_shifts_labels:
@@ -68,6 +70,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
             known = complete_checkpoints(Path(self.args.output_dir))[-1:]
             for folder in known if resume_from_checkpoint is True else [Path(resume_from_checkpoint)]:
                 check_checkpoint(folder)
+        self._began, self._earlier_seconds = time.monotonic(), 0.0
         try:
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         except NonFiniteError:
@@ -76,6 +79,11 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         finally:
             self.adaptation_callback.detach()
         return output._replace(training_loss=self._mean_loss())
+
+    @property
+    def seconds(self) -> float:
+        """Since training began; of a resumed run, with what had passed up to its checkpoint."""
+        return self._earlier_seconds + time.monotonic() - self._began
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, but without a trace in the random state: a resumed run does not repeat past evaluations."""
@@ -165,7 +173,8 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
             sums = {"since_logged": from_all(self._tr_loss.item()), "total": self._total_loss_scalar}
             if is_first():
                 self.state.save_to_json(str(staging / TRAINER_STATE_NAME))
-                write_json(staging / LOSS_SUMS, {**sums, "last_logged": self._globalstep_last_logged})
+                rest = {"last_logged": self._globalstep_last_logged, "seconds": self.seconds}
+                write_json(staging / LOSS_SUMS, sums | rest)
         if self.args.push_to_hub:
             push_checkpoint(self, folder)
         if is_first():
@@ -183,6 +192,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
         folder = Path(resume_from_checkpoint)
         self.adaptation.restore(folder)
         self._loss_sums = sums = read_loss_sums(folder)
+        self._earlier_seconds = sums.get("seconds") or 0.0
         if len(sums["since_logged"]) != self.args.world_size:
             raise StateError(
                 f"{folder} was written by {len(sums['since_logged'])} processes; with {self.args.world_size} the run "
