@@ -167,8 +167,8 @@ def test_a_schedule_without_room_stops_a_stock_trainer_before_its_first_step(tmp
 
 @pytest.mark.parametrize(("logs", "step"), [("steps", 4), ("no", 8)])
 def test_a_stock_trainer_resumes_from_the_folder_it_was_told(logs: str, step: int, tmp_path: Path) -> None:
-    """Both runs have checkpoints of the same steps, before and after the first allocation. The second continues the first
-    one's, or does not begin."""
+    """Both runs have checkpoints of the same steps, before and after the first allocation. The second continues the
+    first one's, or does not begin."""
     first, second = tmp_path / "first", tmp_path / "second"
     through = rw.adapt(classifier(), ADALORA)
     stock(through, first, logging_strategy=logs).train()
