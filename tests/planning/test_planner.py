@@ -138,6 +138,28 @@ def test_without_steps_a_schedule_is_not_told():
     assert "give total_steps" in str(plan)
 
 
+STATEFUL = [
+    *METHODS,
+    rw.AdaLoRA(rank=6, target_rank=4, warmup=1000, cooldown="2 epochs"),
+    rw.AFLoRA.paper(),
+    rw.FreezingAdaLoRA(cooldown=30),  # of which a fifth of a long run leaves nothing
+    rw.SoRA(stages=5),
+]
+
+
+@pytest.mark.parametrize("method", some(STATEFUL, kept=(2, 5, 6)), ids=repr)
+def test_bytes_are_counted_without_steps_too(method: Method):
+    """Whatever the schedule, and though no one length of run has room for all of them."""
+    steps = {"total_steps": 60 if isinstance(method, rw.FreezingAdaLoRA) else 4000, "steps_per_epoch": 1000}
+    known, unknown = (rw.plan(BERT, method, batch_size=ROWS, sequence_length=LENGTH, **s) for s in (steps, {}))
+    assert unknown.memory == known.memory
+
+
+def test_a_budget_that_cannot_be_is_refused_without_steps_too():
+    with pytest.raises(rw.ConfigError, match="budget=9999 must be between"):
+        rw.plan(BERT, rw.AdaLoRA(budget=9999))
+
+
 def test_a_model_that_is_given_stays_as_it_is():
     model, _ = real(BERT)
     model.eval()

@@ -4,11 +4,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from rankwise.adapter import Installed, Method
+from rankwise.allocation.schedule import Epochs
 from rankwise.base_layers import count, sizes
 from rankwise.controller import Controller
 from rankwise.errors import ConfigError, TargetError
@@ -17,6 +19,8 @@ from rankwise.planning.memory import Memory, memory_of
 from rankwise.planning.plan import Pass, Plan, Precision
 from rankwise.planning.trace import autocast
 from rankwise.planning.weightless import Source, loss_of, model_of, recompute_activations
+
+LONG_RUN = 10**6  # steps, in which every method's usual schedule has room
 
 
 def plan(
@@ -37,9 +41,9 @@ def plan(
 ) -> Plan:
     """What adapting `model` (a config, hub id, folder or model) with `method` will train, hold and write.
 
-    Nothing is loaded: the model is built without weights. `total_steps` optimizer steps give the schedule's course,
-    `dtype` is that of the base weights (default: what the config says), `precision` the autocast type. `device_memory`
-    is a number of bytes, or "24GB", and asks whether the run fits, and up to which rank.
+    Nothing is loaded: the model is built without weights. `total_steps` optimizer steps give the schedule's course; all
+    else is told without them too. `dtype` is that of the base weights (default: what the config says), `precision` the
+    autocast type. `device_memory` is a number of bytes, or "24GB", and asks whether the run fits, and up to which rank.
 
     Raises ConfigError or TargetError for what does not fit the model, ScheduleError for a schedule without room.
     """
@@ -115,12 +119,15 @@ class _Trial:
 
     @contextmanager
     def installed(self, method: Method) -> Iterator[tuple[Installed, Controller | None]]:
-        """Within the block the method is in the model. The controller needs `total_steps`."""
+        """Within the block the method is in the model. Without `total_steps` the controller is that of another run, and
+        good for counting its state alone, which is the same in all runs."""
         installed = method.install(self.bare)
         try:
-            known = self.total_steps is not None
-            total, per_epoch = self.total_steps or 0, self.steps_per_epoch
-            yield installed, method.controller(installed.adapters, total, per_epoch) if known else None
+            if self.total_steps is None:
+                controller = _usually_scheduled(method).controller(installed.adapters, LONG_RUN, None)
+            else:
+                controller = method.controller(installed.adapters, self.total_steps, self.steps_per_epoch)
+            yield installed, controller
         finally:
             installed.undo()
 
@@ -137,9 +144,15 @@ class _Trial:
 
     def course(self, method: Method, controller: Controller | None) -> Course:
         start = sum(p.numel() for p in self.bare.parameters() if p.requires_grad)
-        untold = controller is None and method.decides_while_training and self.total_steps is None
+        untold = method.decides_while_training and self.total_steps is None
         decisions = None if untold else [] if controller is None else controller.forecast()
         return Course(start, self.total_steps, decisions)
+
+
+def _usually_scheduled(method: Method) -> Method:
+    """With the spans that are the method's defaults."""
+    spans: dict[str, Any] = {f.name: f.default for f in fields(method) if Epochs in get_args(f.type)}
+    return replace(method, **spans)
 
 
 def _largest_rank(method: Method, trial: _Trial, device: int, peak: int, most: int) -> int | None:
