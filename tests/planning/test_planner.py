@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import rankwise as rw
 import toy
 from rankwise.adapter import Method
+from rankwise.planning.plan import in_words
 from rankwise.planning.planner import parse_bytes
 from rankwise.planning.trace import _Ledger
 from rankwise.planning.weightless import loss_of
@@ -63,16 +64,49 @@ def test_a_real_pass_holds_what_was_planned(config: BertConfig | GPT2Config, met
     assert memory.gradients == gradients
     assert memory.moments == moments
     assert memory.weights == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    assert memory.state == sum(t.nbytes for t in [*state.values(), *adaptation._originals.values()])
+    assert memory.state == sum(t.nbytes for t in state.values())
+    assert memory.copies == sum(t.nbytes for t in adaptation._originals.values())
+    assert memory.copies_on_cpu == 0
     assert memory.activations == max(ledger.alive) - gradients
 
 
-@each_method
-def test_the_file_is_as_large_as_planned(method: Method, tmp_path: Path):
+BASELINES = [
+    rw.FullFineTuning(),
+    rw.TopBlocks(blocks=1),
+    rw.BitFit(),
+    rw.HoulsbyAdapter(size=4),
+    rw.PrefixLayer(prefix=2),
+]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *BASELINES], ids=lambda m: m.name)
+def test_a_checkpoint_is_as_large_as_planned(method: Method, tmp_path: Path):
+    """The tensors of the adapter's files and of the optimizer's, after the first step."""
     memory = rw.plan(BERT, method, batch_size=ROWS, sequence_length=LENGTH).memory
-    rw.adapt(real(BERT)[0], method).save(tmp_path / "adapter")
-    file = load_file(tmp_path / "adapter" / "adapter.safetensors")
-    assert memory.adapter_file == sum(t.nbytes for t in file.values())
+    model, task = real(BERT)
+    adaptation = rw.adapt(model.train(), method)
+    optimizer = torch.optim.AdamW(adaptation.parameters())
+    with adaptation.attached(optimizer, STEPS):
+        loss_of(model, task, ROWS, LENGTH)().backward()
+        optimizer.step()
+    adaptation.save(tmp_path)
+    files = {file.name: sum(t.nbytes for t in load_file(file).values()) for file in tmp_path.glob("*.safetensors")}
+    moments = sum(t.nbytes for s in optimizer.state_dict()["state"].values() for n, t in s.items() if n != "step")
+    assert memory.adapter_file == files["adapter.safetensors"]
+    assert memory.checkpoint == sum(files.values()) + moments
+
+
+@pytest.mark.parametrize("method", BASELINES, ids=lambda m: m.name)
+def test_copies_that_are_kept_by_the_processor_are_not_in_the_peak(method: Method):
+    """The device has the model, its gradients and its moments, byte for byte."""
+    plan = rw.plan(BERT, method, batch_size=ROWS, sequence_length=LENGTH)
+    adaptation = rw.adapt(real(BERT)[0], method)
+    model, memory = [*adaptation.model.parameters(), *adaptation.model.buffers()], plan.memory
+    assert memory.activations is not None
+    assert memory.copies_on_cpu == sum(t.nbytes for t in adaptation._originals.values()) > 0
+    trained = sum(p.nbytes for p in adaptation.parameters())
+    assert memory.peak == sum(t.nbytes for t in model) + 3 * trained + memory.activations
+    assert f", and {in_words(memory.copies_on_cpu)} in the processor's memory" in str(plan)
 
 
 FORECAST = [
