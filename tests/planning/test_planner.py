@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import rankwise as rw
 import toy
 from rankwise.adapter import Method
+from rankwise.methods.vera import MOST_RANK
 from rankwise.planning.plan import in_words
 from rankwise.planning.planner import parse_bytes
 from rankwise.planning.trace import _Ledger
@@ -220,6 +221,15 @@ def test_the_largest_rank_is_the_last_that_fits(method: Method):
     assert {room: rw.plan(BERT, method, device_memory=room, **settings).largest_rank for room in rooms} == rooms
     assert rw.plan(BERT, method, device_memory=peak, **settings).fits
     assert not rw.plan(BERT, method, device_memory=1000, **settings).fits
+
+
+@pytest.mark.parametrize("given", [5, 64])
+def test_a_rank_above_the_layers_sizes_may_be_the_largest(given: int):
+    """VeRA's projections may be wider than the layers."""
+    settings = {"batch_size": 2, "sequence_length": 8}
+    peak = rw.plan(BERT, rw.VeRA(rank=1000), **settings).memory.peak
+    rooms = {peak: 1000, peak - 1: 999, 10**12: MOST_RANK, 1000: None}
+    assert {r: rw.plan(BERT, rw.VeRA(rank=given), device_memory=r, **settings).largest_rank for r in rooms} == rooms
 
 
 @pytest.mark.parametrize(

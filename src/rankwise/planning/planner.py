@@ -14,6 +14,8 @@ from rankwise.allocation.schedule import Epochs
 from rankwise.base_layers import count, sizes
 from rankwise.controller import Controller
 from rankwise.errors import ConfigError, TargetError
+from rankwise.methods.low_rank import LowRankMethod
+from rankwise.methods.vera import MOST_RANK
 from rankwise.planning.course import Course
 from rankwise.planning.memory import Memory, memory_of
 from rankwise.planning.plan import Pass, Plan, Precision
@@ -76,7 +78,7 @@ def plan(
             device_memory=device,
             largest_rank=None,
         )
-        most = min((min(sizes(a.base)) for a in installed.adapters.values()), default=0)
+        most = _most_rank(method, installed)
     if device is None:
         return made
     return replace(made, largest_rank=_largest_rank(method, trial, device, made.memory.peak, most))
@@ -153,6 +155,13 @@ def _usually_scheduled(method: Method) -> Method:
     """With the spans that are the method's defaults."""
     spans: dict[str, Any] = {f.name: f.default for f in fields(method) if Epochs in get_args(f.type)}
     return replace(method, **spans)
+
+
+def _most_rank(method: Method, installed: Installed) -> int:
+    """The highest rank that the method takes for all layers; 0 for one that adapts none."""
+    if isinstance(method, LowRankMethod) and not method.bounded_rank:
+        return MOST_RANK
+    return min((min(sizes(a.base)) for a in installed.adapters.values()), default=0)
 
 
 def _largest_rank(method: Method, trial: _Trial, device: int, peak: int, most: int) -> int | None:
