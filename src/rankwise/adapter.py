@@ -218,6 +218,7 @@ class Installed:
     notes: list[str] = field(default_factory=list)  # what was left out, and why
     parts: dict[str, Part] = field(default_factory=dict)  # what was added that is not low-rank, by module name
     tuned: frozenset[str] = frozenset()  # those of `trained` that the method is about; the others are heads
+    originals_on_cpu: bool = False  # wherever the model is; else each is where its parameter is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """rankwise export and verify, on runs and adapters as they lie on the disk."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import peft
 import pytest
 import torch
 import yaml
+from transformers import BartForSequenceClassification
 
 import rankwise as rw
 import tiny
@@ -99,6 +101,15 @@ def test_a_head_that_trained_in_part_leaves_with_the_rest_of_it(tmp_path: Path) 
     assert main([*given, "--model", str(tmp_path / "base")]) == 0
     heads = peft_format.read(tmp_path / "lora").others()
     assert torch.equal(heads["base_model.model.classifier.weight"], values)
+
+
+def test_a_classifier_with_a_decoder(tmp_path: Path) -> None:
+    bart = BartForSequenceClassification(copy.deepcopy(MODELS["bart"].build().config))
+    bart.save_pretrained(tmp_path / "base")
+    bart.config._name_or_path = str(tmp_path / "base")
+    rw.adapt(bart, rw.LoRA(rank=2)).save(tmp_path / "adapter")
+    assert main(["export", str(tmp_path / "adapter"), str(tmp_path / "lora"), "--verify"]) == 0
+    assert main(["verify", str(tmp_path / "lora"), "--model", str(tmp_path / "base")]) == 0
 
 
 def test_a_folder_of_another_tool_is_verified_against_peft(adapter: Path) -> None:

@@ -1,5 +1,6 @@
 """What each engine makes of a folder: of good ones, of compact ones, and of those that other tools write."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import peft
 import pytest
 import torch
 from torch import nn
+from transformers import BartForSequenceClassification, PreTrainedModel, T5ForSequenceClassification
 
 import rankwise as rw
 from contract.methods import BY_NAME as METHODS
@@ -196,6 +198,42 @@ def test_unknown_engines_and_folders_are_refused(tmp_path: Path) -> None:
     changed(folder, lambda content: content.tensors.clear())
     with pytest.raises(rw.FolderError, match="holds no lora_A and lora_B"):
         verify(folder, model, sample_inputs(model))
+
+
+def classifier(name: str) -> PreTrainedModel:
+    """The encoder-decoder with a head that classifies."""
+    config = copy.deepcopy(MODELS[name].build().config)
+    torch.manual_seed(11)
+    return {"bart": BartForSequenceClassification, "t5": T5ForSequenceClassification}[name](config)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_classifier_with_a_decoder_can_be_tried(name: str, tmp_path: Path) -> None:
+    """It finds the end of the text in the decoder's row, which it makes itself."""
+    rw.adapt(classifier(name), rw.LoRA(rank=2)).export(tmp_path / "lora")
+    model = classifier(name)
+    inputs = sample_inputs(model)
+    found = {v.engine: v for v in verify(tmp_path / "lora", model, inputs)}
+    assert {"peft", "transformers", "vllm", "llama.cpp"} <= agreeing(found)
+    assert logits_of(model, inputs).shape == (1, model.config.num_labels)
+
+
+@pytest.mark.parametrize("end", [None, [], [2, 3]])
+def test_where_a_text_ends_is_in_the_config(end: Any) -> None:
+    model = classifier("bart")
+    model.config.eos_token_id = end
+    if end:
+        assert sample_inputs(model)["input_ids"][0, -1] == end[0]
+        return
+    with pytest.raises(rw.ConfigError, match=r"has eos_token_id=(None|\[\])\. Set it there"):
+        sample_inputs(model)
+
+
+def test_inputs_that_a_model_does_not_take_are_refused(tmp_path: Path) -> None:
+    folder, model = of_peft(tmp_path / "lora"), LLAMA.build()
+    for inputs in ({"input_ids": torch.tensor([[10**6]])}, {"pixels": torch.ones(1)}):
+        with pytest.raises(rw.ConfigError, match=r"computes nothing from .*Error: .*with inputs that it takes"):
+            verify(folder, model, inputs)
 
 
 def test_a_model_that_says_nothing_of_its_inputs_is_refused() -> None:

@@ -13,6 +13,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import rankwise as rw
 import toy
 from rankwise.adapter import Method
+from rankwise.methods.vera import MOST_RANK
+from rankwise.planning.plan import in_words
 from rankwise.planning.planner import parse_bytes
 from rankwise.planning.trace import _Ledger
 from rankwise.planning.weightless import loss_of
@@ -63,16 +65,49 @@ def test_a_real_pass_holds_what_was_planned(config: BertConfig | GPT2Config, met
     assert memory.gradients == gradients
     assert memory.moments == moments
     assert memory.weights == sum(t.nbytes for t in [*model.parameters(), *model.buffers()])
-    assert memory.state == sum(t.nbytes for t in [*state.values(), *adaptation._originals.values()])
+    assert memory.state == sum(t.nbytes for t in state.values())
+    assert memory.copies == sum(t.nbytes for t in adaptation._originals.values())
+    assert memory.copies_on_cpu == 0
     assert memory.activations == max(ledger.alive) - gradients
 
 
-@each_method
-def test_the_file_is_as_large_as_planned(method: Method, tmp_path: Path):
+BASELINES = [
+    rw.FullFineTuning(),
+    rw.TopBlocks(blocks=1),
+    rw.BitFit(),
+    rw.HoulsbyAdapter(size=4),
+    rw.PrefixLayer(prefix=2),
+]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *BASELINES], ids=lambda m: m.name)
+def test_a_checkpoint_is_as_large_as_planned(method: Method, tmp_path: Path):
+    """The tensors of the adapter's files and of the optimizer's, after the first step."""
     memory = rw.plan(BERT, method, batch_size=ROWS, sequence_length=LENGTH).memory
-    rw.adapt(real(BERT)[0], method).save(tmp_path / "adapter")
-    file = load_file(tmp_path / "adapter" / "adapter.safetensors")
-    assert memory.adapter_file == sum(t.nbytes for t in file.values())
+    model, task = real(BERT)
+    adaptation = rw.adapt(model.train(), method)
+    optimizer = torch.optim.AdamW(adaptation.parameters())
+    with adaptation.attached(optimizer, STEPS):
+        loss_of(model, task, ROWS, LENGTH)().backward()
+        optimizer.step()
+    adaptation.save(tmp_path)
+    files = {file.name: sum(t.nbytes for t in load_file(file).values()) for file in tmp_path.glob("*.safetensors")}
+    moments = sum(t.nbytes for s in optimizer.state_dict()["state"].values() for n, t in s.items() if n != "step")
+    assert memory.adapter_file == files["adapter.safetensors"]
+    assert memory.checkpoint == sum(files.values()) + moments
+
+
+@pytest.mark.parametrize("method", BASELINES, ids=lambda m: m.name)
+def test_copies_that_are_kept_by_the_processor_are_not_in_the_peak(method: Method):
+    """The device has the model, its gradients and its moments, byte for byte."""
+    plan = rw.plan(BERT, method, batch_size=ROWS, sequence_length=LENGTH)
+    adaptation = rw.adapt(real(BERT)[0], method)
+    model, memory = [*adaptation.model.parameters(), *adaptation.model.buffers()], plan.memory
+    assert memory.activations is not None
+    assert memory.copies_on_cpu == sum(t.nbytes for t in adaptation._originals.values()) > 0
+    trained = sum(p.nbytes for p in adaptation.parameters())
+    assert memory.peak == sum(t.nbytes for t in model) + 3 * trained + memory.activations
+    assert f", and {in_words(memory.copies_on_cpu)} in the processor's memory" in str(plan)
 
 
 FORECAST = [
@@ -138,6 +173,28 @@ def test_without_steps_a_schedule_is_not_told():
     assert "give total_steps" in str(plan)
 
 
+STATEFUL = [
+    *METHODS,
+    rw.AdaLoRA(rank=6, target_rank=4, warmup=1000, cooldown="2 epochs"),
+    rw.AFLoRA.paper(),
+    rw.FreezingAdaLoRA(cooldown=30),  # of which a fifth of a long run leaves nothing
+    rw.SoRA(stages=5),
+]
+
+
+@pytest.mark.parametrize("method", some(STATEFUL, kept=(2, 5, 6)), ids=repr)
+def test_bytes_are_counted_without_steps_too(method: Method):
+    """Whatever the schedule, and though no one length of run has room for all of them."""
+    steps = {"total_steps": 60 if isinstance(method, rw.FreezingAdaLoRA) else 4000, "steps_per_epoch": 1000}
+    known, unknown = (rw.plan(BERT, method, batch_size=ROWS, sequence_length=LENGTH, **s) for s in (steps, {}))
+    assert unknown.memory == known.memory
+
+
+def test_a_budget_that_cannot_be_is_refused_without_steps_too():
+    with pytest.raises(rw.ConfigError, match="budget=9999 must be between"):
+        rw.plan(BERT, rw.AdaLoRA(budget=9999))
+
+
 def test_a_model_that_is_given_stays_as_it_is():
     model, _ = real(BERT)
     model.eval()
@@ -164,6 +221,15 @@ def test_the_largest_rank_is_the_last_that_fits(method: Method):
     assert {room: rw.plan(BERT, method, device_memory=room, **settings).largest_rank for room in rooms} == rooms
     assert rw.plan(BERT, method, device_memory=peak, **settings).fits
     assert not rw.plan(BERT, method, device_memory=1000, **settings).fits
+
+
+@pytest.mark.parametrize("given", [5, 64])
+def test_a_rank_above_the_layers_sizes_may_be_the_largest(given: int):
+    """VeRA's projections may be wider than the layers."""
+    settings = {"batch_size": 2, "sequence_length": 8}
+    peak = rw.plan(BERT, rw.VeRA(rank=1000), **settings).memory.peak
+    rooms = {peak: 1000, peak - 1: 999, 10**12: MOST_RANK, 1000: None}
+    assert {r: rw.plan(BERT, rw.VeRA(rank=given), device_memory=r, **settings).largest_rank for r in rooms} == rooms
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from rankwise.errors import ConfigError
 
@@ -12,11 +13,12 @@ TOKENS = 24
 
 
 def sample_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """One row of whatever a transformers model takes, with a decoder's row where there is one.
+    """One row of whatever a transformers model takes, with a decoder's row where there is one. A classifier with a
+    decoder shows it the text itself, and reads the answer where the text ends.
 
     Raises ConfigError where the config does not say enough.
     """
-    config = vars(model).get("config")
+    config: Any = vars(model).get("config")
     settings: Mapping[str, Any] = {} if config is None else config.to_dict()
     generator = torch.Generator().manual_seed(0)
     inputs: dict[str, Tensor] = {}
@@ -31,6 +33,25 @@ def sample_inputs(model: nn.Module) -> dict[str, Tensor]:
         inputs["input_ids"] = torch.randint(settings["vocab_size"], (1, length), generator=generator)
     else:
         raise ConfigError(f"a {type(model).__name__} does not say what it reads; give the inputs to try it with.")
-    if settings.get("is_encoder_decoder"):
+    if settings.get("is_encoder_decoder") and _classifies(model, config):
+        inputs["input_ids"][0, -1] = _end(model, settings)
+    elif settings.get("is_encoder_decoder"):
         inputs["decoder_input_ids"] = torch.randint(settings["vocab_size"], (1, 4), generator=generator)
     return inputs
+
+
+def _classifies(model: nn.Module, config: Any) -> bool:
+    models = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    return type(config) in models and isinstance(model, models[type(config)])
+
+
+def _end(model: nn.Module, settings: Mapping[str, Any]) -> int:
+    """The token that ends a text."""
+    given = settings.get("eos_token_id")
+    ends = given if isinstance(given, list) else [given]
+    if not ends or not isinstance(ends[0], int):
+        raise ConfigError(
+            f"a {type(model).__name__} reads its answer where the text ends, and its config has eos_token_id={given}. "
+            "Set it there to the token that its tokenizer ends a text with."
+        )
+    return ends[0]

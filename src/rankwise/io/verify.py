@@ -60,7 +60,7 @@ def verify(
 
     Without a reference the engines are compared with PEFT. One agrees when no update is off by more than a thousandth,
     and no logit by more than a thousandth of what the adapter changes, or 1e-5 of the largest. Raises ConfigError
-    without PEFT, FolderError for a broken folder.
+    without PEFT or for inputs that the model does not take, FolderError for a broken folder.
     """
     engines = list(READERS) if engines is None else engines
     unknown = [engine for engine in engines if engine not in READERS]
@@ -115,8 +115,18 @@ def _delta(plain: Plain | None) -> Tensor:
 
 
 def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The first thing that a model gives, in float32: the logits of one with a head."""
-    first: Tensor = model(**inputs)[0]
+    """The first thing that a model gives, in float32: the logits of one with a head.
+
+    Raises ConfigError if the model cannot compute anything from the inputs.
+    """
+    try:
+        first: Tensor = model(**inputs)[0]
+    except (LookupError, ValueError, TypeError, RuntimeError, AttributeError, AssertionError) as error:
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        raise ConfigError(
+            f"a {type(model).__name__} computes nothing from {shapes} ({_reason(error)}). Call "
+            "rankwise.io.verify.verify with inputs that it takes, or leave the verifying out."
+        ) from error
     return first.float()
 
 

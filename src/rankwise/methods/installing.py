@@ -144,7 +144,7 @@ def put_in(
             parameter.requires_grad_(required)
 
     parts = {place.name: place.part for place in placed if not isinstance(place.part, Tuned)}
-    return Installed({}, trained, originals, undo, parts=parts, tuned=frozenset(tuned))
+    return Installed({}, trained, originals, undo, parts=parts, tuned=frozenset(tuned), originals_on_cpu=True)
 
 
 def _copy(parameter: nn.Parameter) -> Tensor:

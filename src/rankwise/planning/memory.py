@@ -1,6 +1,6 @@
 """The bytes of a run, of which all but the activations are counted, and the activations traced.
 
-    peak = weights + state + moments + gradients + activations
+    peak = weights + state + copies + moments + gradients + activations
 
 with T the tensors that train, in bytes: gradients = T, and moments = 2 T with AdamW. Activations are what the forward
 and backward pass, or the optimizer's step, holds beyond that at its worst moment. While a pass fills up with
@@ -28,7 +28,11 @@ class Memory:
     weights: int
     """The model, adapters included."""
     state: int
-    """What the method keeps beside: running means of importance, copies of heads as they were."""
+    """What the method decides by: running means of importance."""
+    copies: int
+    """On the device: of what trains in full, as it was, which for low-rank methods are heads."""
+    copies_on_cpu: int
+    """As `copies`, in the processor's memory wherever the model is, and so no part of the peak of a GPU."""
     moments: int
     """Of the optimizer."""
     gradients: int
@@ -39,8 +43,9 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Without activations if they are not known."""
-        return self.weights + self.state + self.moments + self.gradients + (self.activations or 0)
+        """Without activations if they are not known. A run on the processor alone holds `copies_on_cpu` beside."""
+        kept = self.weights + self.state + self.copies
+        return kept + self.moments + self.gradients + (self.activations or 0)
 
     @property
     def checkpoint(self) -> int:
@@ -62,6 +67,7 @@ def memory_of(
     gradients = size(trained)
     kept = [*model.parameters(), *model.buffers()]
     scores = [] if controller is None else controller.state_dict()["tensors"].values()
+    copies, on_cpu = size(installed.originals.values()), installed.originals_on_cpu
     activations = None
     if loss is not None:
         step = TEMPORARIES * max((p.nbytes for p in trained), default=0) if MOMENTS[optimizer] else 0
@@ -72,7 +78,9 @@ def memory_of(
             activations = None
     return Memory(
         weights=size(kept),
-        state=size(scores) + size(installed.originals.values()),
+        state=size(scores),
+        copies=0 if on_cpu else copies,
+        copies_on_cpu=copies if on_cpu else 0,
         moments=MOMENTS[optimizer] * gradients,
         gradients=gradients,
         activations=activations,

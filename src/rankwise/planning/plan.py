@@ -111,6 +111,8 @@ def _bytes(plan: Plan) -> Table:
     table = Table(show_header=False, title="memory at the start, when most trains", title_justify="left")
     table.add_row("weights, adapters included", in_words(memory.weights))
     table.add_row("state of the method", in_words(memory.state))
+    elsewhere = f", and {in_words(memory.copies_on_cpu)} in the processor's memory" if memory.copies_on_cpu else ""
+    table.add_row("copies of what trains in full", in_words(memory.copies) + elsewhere)
     table.add_row(f"moments of {plan.run.optimizer}", in_words(memory.moments))
     table.add_row("gradients", in_words(memory.gradients))
     known = memory.activations is not None

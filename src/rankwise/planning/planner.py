@@ -4,19 +4,25 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from rankwise.adapter import Installed, Method
+from rankwise.allocation.schedule import Epochs
 from rankwise.base_layers import count, sizes
 from rankwise.controller import Controller
 from rankwise.errors import ConfigError, TargetError
+from rankwise.methods.low_rank import LowRankMethod
+from rankwise.methods.vera import MOST_RANK
 from rankwise.planning.course import Course
 from rankwise.planning.memory import Memory, memory_of
 from rankwise.planning.plan import Pass, Plan, Precision
 from rankwise.planning.trace import autocast
 from rankwise.planning.weightless import Source, loss_of, model_of, recompute_activations
+
+LONG_RUN = 10**6  # steps, in which every method's usual schedule has room
 
 
 def plan(
@@ -37,9 +43,9 @@ def plan(
 ) -> Plan:
     """What adapting `model` (a config, hub id, folder or model) with `method` will train, hold and write.
 
-    Nothing is loaded: the model is built without weights. `total_steps` optimizer steps give the schedule's course,
-    `dtype` is that of the base weights (default: what the config says), `precision` the autocast type. `device_memory`
-    is a number of bytes, or "24GB", and asks whether the run fits, and up to which rank.
+    Nothing is loaded: the model is built without weights. `total_steps` optimizer steps give the schedule's course; all
+    else is told without them too. `dtype` is that of the base weights (default: what the config says), `precision` the
+    autocast type. `device_memory` is a number of bytes, or "24GB", and asks whether the run fits, and up to which rank.
 
     Raises ConfigError or TargetError for what does not fit the model, ScheduleError for a schedule without room.
     """
@@ -72,7 +78,7 @@ def plan(
             device_memory=device,
             largest_rank=None,
         )
-        most = min((min(sizes(a.base)) for a in installed.adapters.values()), default=0)
+        most = _most_rank(method, installed)
     if device is None:
         return made
     return replace(made, largest_rank=_largest_rank(method, trial, device, made.memory.peak, most))
@@ -115,12 +121,15 @@ class _Trial:
 
     @contextmanager
     def installed(self, method: Method) -> Iterator[tuple[Installed, Controller | None]]:
-        """Within the block the method is in the model. The controller needs `total_steps`."""
+        """Within the block the method is in the model. Without `total_steps` the controller is that of another run, and
+        good for counting its state alone, which is the same in all runs."""
         installed = method.install(self.bare)
         try:
-            known = self.total_steps is not None
-            total, per_epoch = self.total_steps or 0, self.steps_per_epoch
-            yield installed, method.controller(installed.adapters, total, per_epoch) if known else None
+            if self.total_steps is None:
+                controller = _usually_scheduled(method).controller(installed.adapters, LONG_RUN, None)
+            else:
+                controller = method.controller(installed.adapters, self.total_steps, self.steps_per_epoch)
+            yield installed, controller
         finally:
             installed.undo()
 
@@ -137,9 +146,22 @@ class _Trial:
 
     def course(self, method: Method, controller: Controller | None) -> Course:
         start = sum(p.numel() for p in self.bare.parameters() if p.requires_grad)
-        untold = controller is None and method.decides_while_training and self.total_steps is None
+        untold = method.decides_while_training and self.total_steps is None
         decisions = None if untold else [] if controller is None else controller.forecast()
         return Course(start, self.total_steps, decisions)
+
+
+def _usually_scheduled(method: Method) -> Method:
+    """With the spans that are the method's defaults."""
+    spans: dict[str, Any] = {f.name: f.default for f in fields(method) if Epochs in get_args(f.type)}
+    return replace(method, **spans)
+
+
+def _most_rank(method: Method, installed: Installed) -> int:
+    """The highest rank that the method takes for all layers; 0 for one that adapts none."""
+    if isinstance(method, LowRankMethod) and not method.bounded_rank:
+        return MOST_RANK
+    return min((min(sizes(a.base)) for a in installed.adapters.values()), default=0)
 
 
 def _largest_rank(method: Method, trial: _Trial, device: int, peak: int, most: int) -> int | None:
