@@ -1,10 +1,11 @@
 """A step with a closure decides and trains as one without."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import rankwise as rw
 from toy import loss_of, mlp, step, stream
@@ -94,9 +95,67 @@ def test_optimizers_that_compute_several_gradients_are_refused():
         pass
 
 
-class Twice(torch.optim.SGD):
-    """Looks at the gradient of another point first, as SAM does."""
+class Sharp(torch.optim.Optimizer):
+    """SAM, as it is usually written: from the gradient at hand to a point uphill, and the gradient there, by one call
+    of the closure, steps the weights from where they were."""
 
+    def __init__(self, parameters: list[nn.Parameter], rate: float) -> None:
+        super().__init__(parameters, {})
+        self.rate = rate
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor]) -> None:
+        held = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        away = [0.05 * p.grad / (p.grad.norm() + 1e-12) for p in held]
+        for p, d in zip(held, away, strict=True):
+            p.add_(d)
+        self.zero_grad()
+        with torch.enable_grad():
+            closure()
+        for p, d in zip(held, away, strict=True):
+            p.sub_(d)
+            p.sub_(p.grad, alpha=self.rate)
+
+
+def test_an_optimizer_that_moves_before_it_calls_its_closure():
+    states = {}
+    for attached in (False, True):
+        adaptation = rw.adapt(mlp(), rw.LoRA(rank=2))
+        optimizer = Sharp(adaptation.parameters(), rate=0.05)
+        with adaptation.attached(optimizer, total_steps=TOTAL) if attached else nullcontext():
+            for example in stream(TOTAL):
+                loss_of(adaptation.model, example).backward()
+                optimizer.step(closure_of(adaptation, optimizer, example))
+        states[attached] = state(adaptation)
+    assert any(tensor.any() for name, tensor in states[True].items() if name.endswith(".B"))
+    assert all(torch.equal(tensor, states[False][name]) for name, tensor in states[True].items())
+
+
+def test_another_model_that_a_closure_trains_is_seen():
+    first, second = rw.adapt(mlp(0), METHODS["adalora"]), rw.adapt(mlp(1), METHODS["adalora"])
+    optimizer = torch.optim.AdamW([*first.parameters(), *second.parameters()])
+    before = state(second)
+    with first.attached(optimizer, total_steps=TOTAL), pytest.raises(rw.StateError, match="is not attached"):
+        optimizer.step(closure_of(second, optimizer, next(stream(1))))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(second).items())
+
+
+class Deaf(torch.optim.SGD):
+    def step(self, closure: Callable[[], Tensor]) -> None:
+        pass
+
+
+def test_a_closure_that_is_never_called_is_an_error():
+    adaptation, _ = adapted(METHODS["lora"])
+    optimizer = Deaf(adaptation.parameters(), lr=0.1)
+    with (
+        adaptation.attached(optimizer, total_steps=TOTAL),
+        pytest.raises(rw.StateError, match=r"Deaf took a step without calling the closure"),
+    ):
+        optimizer.step(closure_of(adaptation, optimizer, next(stream(1))))
+
+
+class Twice(torch.optim.SGD):
     def step(self, closure: Callable[[], Tensor]) -> None:
         closure()
         closure()

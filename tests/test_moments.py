@@ -62,6 +62,30 @@ class InBlocks(torch.optim.Optimizer):
             }
 
 
+class InLists(InBlocks):
+    """Keeps matrices of its own making in lists, as SOAP does."""
+
+    def step(self, closure: None = None) -> None:
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter] = {"Q": [torch.eye(size) for size in parameter.shape], "shape": list(parameter.shape)}
+
+
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_lists_are_refused_as_soon_as_they_are_there(spoilt: int):
+    """A step without a gradient leaves no moments yet."""
+    adaptation = rw.adapt(mlp(), METHOD)
+    optimizer = InLists(adaptation.parameters())
+    with adaptation.attached(optimizer, total_steps=TOTAL):
+        for x, y in stream(spoilt):
+            with torch.no_grad():
+                optimizer.param_groups[0]["params"] = []
+            step(adaptation, optimizer, (x, y))
+            optimizer.param_groups[0]["params"] = adaptation.parameters()
+        with pytest.raises(rw.StateError, match=r"InLists keeps Q of an adapter's .* as a list"):
+            step(adaptation, optimizer, next(stream(1)))
+
+
 def test_moments_that_cannot_be_cut_are_refused_at_the_first_step():
     adaptation = rw.adapt(mlp(), METHOD)
     optimizer = InBlocks(adaptation.parameters())

@@ -1,9 +1,9 @@
 """The only caller of a controller: hooks on the optimizer, so that no training loop can forget it.
 
-Before a step: its closure, if it has one, then are the gradients finite, then `observe`. After it: `act`, then the
-moments of what froze are released. A step that the loss scaler voids (fused optimizers are called for it all the same)
-is no step: nothing is observed, acted or counted. While a model carries a controller, the first step of an optimizer
-that holds its parameters without being attached raises.
+Before a step, or within it as soon as its closure has run: are the gradients finite, then `observe`. After it: `act`,
+then the moments of what froze are released. A step that the loss scaler voids (fused optimizers are called for it all
+the same) is no step: nothing is observed, acted or counted. While a model carries a controller, the first step of an
+optimizer that holds its parameters without being attached raises.
 """
 
 import warnings
@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from rankwise.adapter import LowRank
 from rankwise.allocation.history import Froze, History, SkippedNonFinite
 from rankwise.base_layers import is_from
-from rankwise.closure import Arguments, with_closure_run
+from rankwise.closure import Arguments, Followed, followed
 from rankwise.controller import Controller
 from rankwise.distributed import everywhere, local
 from rankwise.errors import NonFiniteError, StateError
@@ -98,16 +98,22 @@ class Attachment:
         self._check = check
         self._void = False
         self._bad_in_a_row = 0
+        self._closure: Followed | None = None
         self._can_settle = None if self._settle is None else self._settle.check
 
     def before_step(self, _: Optimizer, args: tuple[Any, ...], given: dict[str, Any]) -> Arguments | None:
-        """Returns new arguments for the step where it has a closure, which has run."""
+        """Returns new arguments for the step where it has a closure, which computes the gradients."""
         if self._check is not None:
             self._check()
             self._check = None
-        ran = with_closure_run(args, given)
+        self._closure, arguments = followed(args, given, self._see_gradients_of_closure)
+        if self._closure is None:
+            self._see_gradients()
+        return arguments
+
+    def _see_gradients_of_closure(self) -> None:
+        _refuse_unattached(self.optimizer)  # now that it is known who has gradients
         self._see_gradients()
-        return ran
 
     def _see_gradients(self) -> None:
         for parameter in self._stopped():
@@ -123,6 +129,12 @@ class Attachment:
     def after_step(self, *_: Any) -> None:
         if self._void:
             return
+        if self._closure is not None and not self._closure.ran:
+            raise StateError(
+                f"{type(self.optimizer).__name__} took a step without calling the closure that it was given, so that "
+                "nothing was decided. Leave the closure out."
+            )
+        self._closure = None
         self.steps += 1
         if self.steps - 1 == self.total_steps:
             warnings.warn(
@@ -132,7 +144,7 @@ class Attachment:
             )
         if self.controller is None:
             return
-        if self._can_settle is not None:  # now that the optimizer has its moments, and not when half the run is over
+        if self._can_settle is not None and self.optimizer.state:  # now, and not when half the run is over
             self._can_settle()
             self._can_settle = None
         events = self.controller.act()

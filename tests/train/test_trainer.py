@@ -334,6 +334,16 @@ def test_the_best_is_of_the_final_phase(tmp_path: Path) -> None:
     assert sum(trainer.adaptation.ranks().values()) == 2 * len(trainer.adaptation.adapters)
 
 
+def test_what_had_frozen_at_the_best_is_frozen_at_the_end(tmp_path: Path) -> None:
+    method = rw.AFLoRA(rank=2, scope="all", warmup=2, cooldown=4, every=2)
+    trainer = best_of(method, [0.9, 0.8, 0.7, 0.6, 0.3, 0.2], tmp_path)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-10")
+    adaptation = trainer.adaptation
+    assert adaptation.frozen() and adaptation.count() < adaptation._initial
+    adaptation.save(tmp_path / "final")
+    assert rw.load(classifier(), tmp_path / "final").frozen() == adaptation.frozen()
+
+
 def test_the_best_is_kept_when_old_ones_go(tmp_path: Path) -> None:
     trainer = best_of(rw.LoRA(rank=2), [0.1, 0.9, 0.3, 0.4, 0.5, 0.6], tmp_path, save_total_limit=2)
     assert {f.name for f in tmp_path.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-10", "checkpoint-12"}

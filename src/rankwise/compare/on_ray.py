@@ -32,13 +32,15 @@ class OnRay:
         self.running: dict[Any, Cell] = {}
 
     def _room(self, cpus: int, gpus: float) -> int:
-        has = self.ray.cluster_resources()
-        room = int(has.get("CPU", 0) // cpus)
-        room = min(room, int(has.get("GPU", 0) / gpus)) if gpus else room
+        """A run takes one machine: what is left over on several makes no room for it."""
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        has = [(machine.get("CPU", 0), machine.get("GPU", 0)) for machine in machines]
+        room = sum(int(min(own // cpus, own_gpus / gpus if gpus else own)) for own, own_gpus in has)
         if not room:
+            told = ", ".join(f"{own:g} and {own_gpus:g}" for own, own_gpus in has)
             raise ConfigError(
-                f"the cluster has no room for a run of {cpus} processors and {gpus:g} GPUs: it has "
-                f"{has.get('CPU', 0):g} and {has.get('GPU', 0):g}. Give --cpus and --gpus that it has."
+                f"no machine of the cluster has room for a run of {cpus} processors and {gpus:g} GPUs: they have "
+                f"{told}. Give --cpus and --gpus that one of them has."
             )
         return room
 

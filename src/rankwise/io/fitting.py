@@ -1,6 +1,7 @@
 """Whether a saved adapter fits a model or an adaptation, and copying it in: nothing is changed unless all fits."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from rankwise.adapter import LowRank, Method, is_adapted
 from rankwise.base_layers import kind_of, sizes
 from rankwise.distributed import grouped, local, part
-from rankwise.errors import FolderError, StateError
+from rankwise.errors import ConfigError, FolderError, StateError
 from rankwise.io.description import fault_of_numbers
 from rankwise.io.folder import ADAPTER, DESCRIPTION, STATE, Saved, collect, read
 from rankwise.io.untrusted import brief
+from rankwise.methods.low_rank import LowRankMethod
 from rankwise.part import Part
+
+ALWAYS = 256  # ranks that a layer may have had, however small it is: others take one rank for large and small layers
 
 
 def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
@@ -22,6 +26,7 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
     modules = dict(model.named_modules())
     if is_adapted(model):
         raise StateError("the model is adapted already. Undo, merge or reload it before loading an adapter into it.")
+    _check_ranks(folder, saved)
     for name, layer in saved.layers.items():
         path = name.partition("[")[0]
         if path not in modules or kind_of(modules[path]) is None:
@@ -41,6 +46,24 @@ def check_fits(folder: Path, saved: Saved, model: nn.Module) -> None:
         if parameters[name].shape != saved.tensors[name].shape or not parameters[name].is_floating_point():
             shapes = f"{list(parameters[name].shape)}, saved was {brief(list(saved.tensors[name].shape))}"
             raise FolderError(f"{folder} was made for another head: {name} is {shapes}. Check num_labels.")
+
+
+def _check_ranks(folder: Path, saved: Saved) -> None:
+    """Layers are built with the ranks that they began with. Raise FolderError if they cannot have had so many, nor the
+    file has so many numbers."""
+    method = saved.method
+    if not (isinstance(method, LowRankMethod) and method.bounded_rank):
+        return
+    numbers = Counter[str]()
+    for name, tensor in saved.tensors.items():
+        numbers[name.rpartition("::")[0]] += tensor.numel()
+    for name, layer in saved.layers.items():
+        most = max(min(layer["shape"]), ALWAYS, numbers[name] // sum(layer["shape"]))
+        if method.initial_rank(name) > most:
+            raise FolderError(
+                f"{folder} is not what rankwise writes: {brief(name)} began with {method.initial_rank(name):,} ranks, "
+                f"and {most:,} are possible."
+            )
 
 
 def check_layers(folder: Path, saved: Saved, adapters: Mapping[str, LowRank], parts: Mapping[str, Part]) -> None:
@@ -86,7 +109,10 @@ def check_run(folder: Path, saved: Saved, method: Method, adapters: Mapping[str,
     """Raise FolderError unless a controller of these adapters, at the saved ranks, can continue the saved state."""
     assert saved.run is not None
     total, numbers = saved.run["total_steps"], saved.run["numbers"]
-    controller = None if total is None else method.controller(adapters, total, saved.run["steps_per_epoch"])
+    try:
+        controller = None if total is None else method.controller(adapters, total, saved.run["steps_per_epoch"])
+    except ConfigError as error:
+        raise FolderError(f"{folder} is not what rankwise writes: its run cannot be: {error}") from error
     parameters = [] if controller is None else controller.parameters()
     if not grouped():  # there the state of a new one is put together by all processes
         fresh = {"tensors": {}, "numbers": {}} if controller is None else controller.state_dict()

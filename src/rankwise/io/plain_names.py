@@ -36,7 +36,8 @@ def modules_to_save(
     found: dict[str, Mapping[str, Tensor]] = {path: _copied(model.get_submodule(path)) for path in whole}
     for name in sorted(rest):
         path = name.rpartition(".")[0]
-        if not path or any(beginning in adapted for beginning in _beginnings(path)):
+        inside = any(other.startswith(f"{path}.") for other in adapted)
+        if not path or inside or any(beginning in adapted for beginning in _beginnings(path)):
             raise StateError(
                 f"{name} trained in full, and no module of its own can hold it in a LoRA folder. "
                 "merge() the model instead."

@@ -59,7 +59,11 @@ def wanted_beside(train: datasets.Dataset, config: DataConfig) -> Wanted:
     """For validation rows: a label has the type that it has in training, where the file itself leaves that open."""
     wanted = wanted_of(config)
     types = {name: train.data.schema.field(name).type for name in train.column_names if name == wanted.label}
-    return replace(wanted, label_is_text=any(pa.types.is_string(each) for each in types.values()))
+    return replace(wanted, label_is_text=any(map(_is_text, types.values())))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def is_local(source: str) -> bool:

@@ -217,7 +217,7 @@ class AdaptationMixin(_Base):  # type: ignore[misc, valid-type]
 
     def _load_best_model(self) -> None:
         self.adaptation_callback.detach()  # the last step has been taken
-        self.adaptation.restore(self.state.best_model_checkpoint, resume=False)
+        self.adaptation.restore(self.state.best_model_checkpoint)  # what had frozen then included
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """Before the final phase of a budgeted method a checkpoint has more ranks than the run may end with."""
