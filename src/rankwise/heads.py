@@ -44,9 +44,19 @@ class Head:
         found = self.models[type(config)] if type(config) in self.models else ()
         return found if isinstance(found, tuple) else (found,)
 
+    def fits(self, config: PretrainedConfig) -> bool:
+        """Whether its architecture has this head, in transformers or in the code that the model brings along."""
+        return type(config) in self.models or self._own(config) is not None
+
     def saved(self, config: PretrainedConfig) -> bool:
         """Whether the config's checkpoint was saved with this head."""
-        return any(cls.__name__ in (config.architectures or []) for cls in self.classes(config))
+        names = {cls.__name__ for cls in self.classes(config)} | {self._own(config)}
+        return not names.isdisjoint(config.architectures or [])
+
+    def _own(self, config: PretrainedConfig) -> str | None:
+        """The class in the model's own code, whose config says "AutoModelForCausalLM": "file.ClassName"."""
+        named = (vars(config).get("auto_map") or {}).get(self.model_class.__name__)
+        return None if named is None else str(named).rpartition(".")[2]
 
 
 _CLASSIFIER = Head(AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
@@ -74,8 +84,8 @@ def task_named(name: str, config: PretrainedConfig) -> Head:
     """The task's head, if the model can have it. Raises ConfigError otherwise."""
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}; known are {list(TASKS)}.{nearest(name, TASKS)}")
-    if type(config) not in TASKS[name].models:
-        able = [other for other, head in TASKS.items() if type(config) in head.models]
+    if not TASKS[name].fits(config):
+        able = [other for other, head in TASKS.items() if head.fits(config)]
         raise ConfigError(
             f"a {config.model_type} model has no head for task {name!r}; it has one for {able}. "
             "Choose one of those, or another model."
@@ -86,7 +96,7 @@ def task_named(name: str, config: PretrainedConfig) -> Head:
 def usual_task(config: PretrainedConfig) -> str | None:
     """What a model of this config is usually trained for: what its checkpoint is for, or classification."""
     task = next((task for task, head in TASKS.items() if head.saved(config)), "classification")
-    return task if type(config) in TASKS[task].models else None
+    return task if TASKS[task].fits(config) else None
 
 
 def task_of(model: PreTrainedModel) -> str | None:

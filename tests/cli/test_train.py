@@ -277,6 +277,34 @@ def test_a_metric_that_is_not_a_number_is_null(model: Model, tmp_path: Path) -> 
     assert main(["evaluate", str(tmp_path / "run")]) == 0
 
 
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class Config(LlamaConfig):
+    model_type = "own"
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+def test_a_model_that_brings_its_code_is_trained_for_who_trusts_it(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = Path(shutil.copytree(model("llama"), tmp_path / "own"))
+    (folder / "own.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.OwnForCausalLM"}
+    config |= {"model_type": "own", "auto_map": names, "architectures": ["OwnForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.pair_rows(24))
+    content = tiny.config(folder, rows, tmp_path / "run") | {"trust_remote_code": True}
+    assert tiny.train(tmp_path, content) == 0
+    assert tiny.strict_json(tmp_path / "run" / "results.json")["task"] == "causal-lm"
+    assert main(["evaluate", str(tmp_path / "run"), "--trust_remote_code"]) == 0
+
+
 # the command line itself
 
 
