@@ -11,6 +11,8 @@ import pytest
 
 import tiny
 from rankwise.cli import main
+from rankwise.compare.on_ray import OnRay
+from rankwise.errors import ConfigError
 
 SPEC = {
     "tasks": {"topics": {}},
@@ -53,6 +55,28 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(tmp_path: Path) -> None
     assert any(line["resumed"] for line in lines)
     scores = [{line["cell"]: line["scores"] for line in tiny.lines(of / "runs.jsonl")} for of in (here / "out", out)]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_a_run_takes_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines of 3 processors have no room for a run of 4, and room for two of 2."""
+    import ray  # seconds, for this test alone
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=3)
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        with pytest.raises(ConfigError, match=r"no machine .* a run of 4 processors .*: they have 3 and 0, 3 and 0"):
+            OnRay(None, 4, 0)
+        ray.shutdown()
+        executor = OnRay(None, 2, 0)
+        assert executor.workers == 2
+        executor.stop()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def kill_a_worker(comparison: "subprocess.Popen[bytes]", out: Path) -> None:
