@@ -64,8 +64,7 @@ def check_continues(run: Mapping[str, Any], total_steps: int | None, steps_per_e
         if was != now:
             raise StateError(
                 f"this adaptation has run {run['steps']} steps of a run with {name}={was}; it cannot continue with "
-                f"{name}={now}. Pass the same number, or start anew with "
-                "rankwise.load(..., resume=False)."
+                f"{name}={now}. Pass the same number, or start anew with rankwise.load(..., resume=False)."
             )
 
 

@@ -172,14 +172,12 @@ def _check_trained(path: Path, config: Mapping[str, Any], trained: Mapping[str, 
 def _check_ties(path: Path, config: Mapping[str, Any], model: nn.Module, trained: dict[str, Tensor]) -> None:
     """PEFT gives each module of modules_to_save parameters of its own, also where the model's are tied; here they stay
     tied. Of two names with the same values one goes. Raises FolderError where the values would not be the same."""
-    known = [name for name in trained if name in dict(model.named_parameters(remove_duplicate=False))]
-    for name in known:
-        if name not in trained:
-            continue
-        for other in with_ties(model, [name]):
-            if other != name and other in trained and torch.equal(trained[other], trained[name]):
+    for name in list(trained):
+        others = [other for other in with_ties(model, [name]) if other != name] if name in trained else []
+        for other in others:
+            if other in trained and torch.equal(trained[other], trained[name]):
                 del trained[other]
-            elif other != name and not config.get("ensure_weight_tying"):
+            elif not config.get("ensure_weight_tying"):
                 raise FolderError(
                     f"{path}: {brief(name)} trained apart from {brief(other)}, to which the model ties it, and "
                     "here they stay tied. Load the model with tie_word_embeddings=False."
